@@ -1,0 +1,89 @@
+"""Typed errors. Each says what happened and what to do about it (source: ours)."""
+
+from __future__ import annotations
+
+
+class ShoestringError(Exception):
+    """Base of every error that a user can meet.
+
+    Args:
+        what: what happened, with the names and values involved.
+        todo: what the user can do about it.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, todo: str) -> None:
+        super().__init__(what, todo)
+        self.what = what
+        self.todo = todo
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  what to do: {self.todo}"
+
+
+class ConfigError(ShoestringError):
+    """A setting is unknown, has the wrong type, or contradicts another."""
+
+    exit_code = 2
+
+
+class DataError(ShoestringError):
+    """Input data is missing, empty or unreadable as a whole."""
+
+    exit_code = 3
+
+
+class SampleError(ShoestringError):
+    """Some samples of a batch cannot be used; the rest can.
+
+    Args:
+        failures: sample id -> error text.
+    """
+
+    exit_code = 3
+
+    def __init__(self, failures: dict[int, str]) -> None:
+        shown = "; ".join(f"sample {sample}: {text}" for sample, text in list(failures.items())[:3])
+        super().__init__(f"{len(failures)} samples failed ({shown})", "mend or remove these samples")
+        self.failures = failures
+
+
+class LedgerError(ShoestringError):
+    """The ledger refuses an operation, or too large a share of the samples is dead."""
+
+    exit_code = 4
+
+
+class RecordError(ShoestringError):
+    """The event log of a run cannot be written or read."""
+
+    exit_code = 5
+
+
+class CheckpointError(ShoestringError):
+    """A checkpoint cannot be written, or is damaged."""
+
+    exit_code = 6
+
+
+class FleetError(ShoestringError):
+    """Workers or the coordinator cannot be started, reached or kept alive."""
+
+    exit_code = 7
+
+
+class TransportError(FleetError):
+    """A message did not reach the other side or its answer did not come back; it may be sent again."""
+
+
+class RunError(ShoestringError):
+    """A run is unknown, already in progress, or in the wrong state for what was asked."""
+
+    exit_code = 8
+
+
+class InterruptedRun(ShoestringError):
+    """The user interrupted the run; it was checkpointed and can be resumed."""
+
+    exit_code = 130

@@ -1,0 +1,307 @@
+"""What workers, supervisor and coordinator say to each other (source: ours).
+
+Every request may be sent again: a lost message, a lost answer or a restarted coordinator
+changes nothing. The wire format is msgpack of these tagged structures; nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of all that goes over a transport; the class name is the tag."""
+
+
+# --- worker -> coordinator -------------------------------------------------------------
+
+
+class Join(Message, frozen=True):
+    """A worker without a round asks for one. `step`: applied steps of the state it holds, -1 if none."""
+
+    worker: str
+    incarnation: int
+    step: int
+    problem: str = ""
+
+
+class StepReport(Message, frozen=True):
+    """What one worker did in one step.
+
+    `samples` positions used; `compute_s` its own work without waiting for others (the batch
+    processing time); `exchange_s` time in collectives; `failed`: (position, error) pairs that
+    could not be used; `metrics`: of the whole global batch, equal on every worker.
+    """
+
+    samples: int
+    compute_s: float
+    exchange_s: float
+    memory_bytes: int = 0
+    failed: tuple[tuple[int, str], ...] = ()
+    metrics: dict[str, float] = {}
+
+
+class Next(Message, frozen=True):
+    """A worker that has applied `step` steps asks for the next order; `report` is of the last step."""
+
+    worker: str
+    incarnation: int
+    round_id: int
+    step: int
+    report: StepReport | None = None
+
+
+class Saved(Message, frozen=True):
+    """A worker has written its part of the checkpoint of `step`: file name -> (bytes, sha256)."""
+
+    worker: str
+    incarnation: int
+    round_id: int
+    step: int
+    files: dict[str, tuple[int, str]] = {}
+    error: str = ""
+
+
+class BadCheckpoint(Message, frozen=True):
+    """A worker could not restore the checkpoint that its round named."""
+
+    worker: str
+    incarnation: int
+    round_id: int
+    path: str
+    error: str
+
+
+class Heartbeat(Message, frozen=True):
+    """Sent from a thread of its own; `phase` is what the main thread does, `phase_s` for how long."""
+
+    worker: str
+    incarnation: int
+    step: int
+    phase: str
+    phase_s: float
+
+
+class Crashed(Message, frozen=True):
+    """A worker is about to exit because of this error."""
+
+    worker: str
+    incarnation: int
+    error: str
+
+
+class KvSet(Message, frozen=True):
+    """Rendezvous: publish a value for the other members of a round."""
+
+    round_id: int
+    key: str
+    value: bytes
+
+
+class KvGet(Message, frozen=True):
+    """Rendezvous: read a value; answered by `Wait` while it is not there."""
+
+    round_id: int
+    key: str
+
+
+class KvAdd(Message, frozen=True):
+    """Rendezvous: add to a counter; `once` makes a repeated request count once."""
+
+    round_id: int
+    key: str
+    amount: int
+    once: str
+
+
+# --- jobs without rounds: plain leases ---------------------------------------------------
+
+
+class Lease(Message, frozen=True):
+    """Ask for up to `count` samples; `request` is a number the client raises for each new request."""
+
+    client: str
+    request: int
+    count: int
+
+
+class Done(Message, frozen=True):
+    """A lease's samples are finished."""
+
+    client: str
+    lease_id: int
+
+
+# --- supervisor -> coordinator -----------------------------------------------------------
+
+
+class Exit(Message, frozen=True):
+    """A worker process ended."""
+
+    worker: str
+    incarnation: int
+    code: int
+    error: str = ""
+
+
+class SupervisorTick(Message, frozen=True):
+    """The supervisor's regular call: who runs, who ended since it was last answered."""
+
+    alive: tuple[tuple[str, int], ...] = ()
+    exits: tuple[Exit, ...] = ()
+    interrupt: bool = False
+
+
+# --- answers -----------------------------------------------------------------------------
+
+
+class Wait(Message, frozen=True):
+    """Nothing to say yet: ask again after `retry_s`."""
+
+    retry_s: float
+
+
+class Round(Message, frozen=True):
+    """A formed round.
+
+    `step`: applied steps of the state that this round starts from. `source_rank`: who holds it
+    (-1: nobody; restore `checkpoint`, or initialise from the seed where that is empty).
+    """
+
+    round_id: int
+    rank: int
+    members: tuple[str, ...]
+    step: int
+    source_rank: int
+    checkpoint: str = ""
+
+
+class Order(Message, frozen=True):
+    """One step of one worker.
+
+    `ranges`: half-open ranges of positions; `batch`: positions of the whole global batch;
+    `progress`: share of the run that is over, in [0, 1]; `checkpoint`: directory to save to
+    after the step, or empty; `actions`: what the agent applies before the step.
+    """
+
+    step: int
+    ranges: tuple[tuple[int, int], ...]
+    batch: int
+    progress: float
+    checkpoint: str = ""
+    evaluate: bool = False
+    actions: tuple[dict[str, Any], ...] = ()
+
+
+class Regroup(Message, frozen=True):
+    """This round is over: send Join."""
+
+    reason: str
+
+
+class Dismissed(Message, frozen=True):
+    """This incarnation is not wanted any more: exit without touching anything."""
+
+    reason: str
+
+
+class Stop(Message, frozen=True):
+    """The run is over."""
+
+    reason: str
+
+
+class Ack(Message, frozen=True):
+    """Received."""
+
+
+class Committed(Message, frozen=True):
+    """The checkpoint of `step` is committed (`ok`) or was given up; go on either way."""
+
+    step: int
+    ok: bool
+
+
+class Value(Message, frozen=True):
+    """A rendezvous value or counter."""
+
+    value: bytes
+
+
+class Leased(Message, frozen=True):
+    """A lease: its number and its half-open ranges of positions; none left when `ranges` is empty."""
+
+    lease_id: int
+    ranges: tuple[tuple[int, int], ...]
+
+
+class DoneReply(Message, frozen=True):
+    """`counted`, `late` or `duplicate`."""
+
+    outcome: str
+
+
+class Status(Message, frozen=True):
+    """What a person wants to see live."""
+
+    step: int = 0
+    progress: float = 0.0
+    elapsed_s: float = 0.0
+    eta_s: float = 0.0
+    metrics: dict[str, float] = {}
+    rates: dict[str, float] = {}
+    workers: dict[str, dict[str, float | str]] = {}
+    todo: int = 0
+    doing: int = 0
+    done: int = 0
+    dead: int = 0
+    round_id: int = 0
+    messages: tuple[str, ...] = ()
+
+
+class SupervisorOrders(Message, frozen=True):
+    """What the supervisor does now: start these, kill those; `outcome` is set when the run is over."""
+
+    spawn: tuple[tuple[str, int], ...] = ()
+    kill: tuple[tuple[str, int], ...] = ()
+    status: Status = Status()
+    outcome: str = ""
+    error: str = ""
+    todo: str = ""
+
+
+class Refused(Message, frozen=True):
+    """The coordinator met an error of its own; it stands in the run record too."""
+
+    what: str
+    todo: str
+
+
+Request = (
+    Join | Next | Saved | BadCheckpoint | Heartbeat | Crashed | KvSet | KvGet | KvAdd | Lease | Done | SupervisorTick
+)
+Reply = (
+    Wait | Round | Order | Regroup | Dismissed | Stop | Ack | Committed | Value | Leased | DoneReply
+    | SupervisorOrders | Refused
+)
+
+_ENCODER = msgspec.msgpack.Encoder()
+_REQUESTS: msgspec.msgpack.Decoder[Request] = msgspec.msgpack.Decoder(Request)
+_REPLIES: msgspec.msgpack.Decoder[Reply] = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Message) -> bytes:
+    """Message -> msgpack bytes."""
+    return _ENCODER.encode(message)
+
+
+def decode_request(data: bytes) -> Request:
+    """Bytes -> request. Raises msgspec.DecodeError on anything else."""
+    return _REQUESTS.decode(data)
+
+
+def decode_reply(data: bytes) -> Reply:
+    """Bytes -> reply. Raises msgspec.DecodeError on anything else."""
+    return _REPLIES.decode(data)
