@@ -19,11 +19,17 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 
 
 class Join(Message, frozen=True):
-    """A worker without a round asks for one. `step`: applied steps of the state it holds, -1 if none."""
+    """A worker asks for a round.
+
+    `step`: applied steps of the state it holds, -1 if none; `last_round`: the newest round it was
+    given (-1: none), so that a repeated request and a broken round can be told apart; `problem`:
+    why it left that round.
+    """
 
     worker: str
     incarnation: int
     step: int
+    last_round: int = -1
     problem: str = ""
 
 
@@ -51,6 +57,19 @@ class Next(Message, frozen=True):
     round_id: int
     step: int
     report: StepReport | None = None
+
+
+class Failed(Message, frozen=True):
+    """Samples of the order for `step` that this worker cannot use: (position, error) pairs.
+
+    Sent and answered before the step's collectives, so that no sample is counted that was not used.
+    """
+
+    worker: str
+    incarnation: int
+    round_id: int
+    step: int
+    failures: tuple[tuple[int, str], ...]
 
 
 class Saved(Message, frozen=True):
@@ -182,17 +201,22 @@ class Order(Message, frozen=True):
     """One step of one worker.
 
     `ranges`: half-open ranges of positions; `batch`: positions of the whole global batch;
-    `progress`: share of the run that is over, in [0, 1]; `checkpoint`: directory to save to
-    after the step, or empty; `actions`: what the agent applies before the step.
+    `progress`: share of the run that is over, in [0, 1]; `actions`: what the agent applies
+    before the step.
     """
 
     step: int
     ranges: tuple[tuple[int, int], ...]
     batch: int
     progress: float
-    checkpoint: str = ""
-    evaluate: bool = False
     actions: tuple[dict[str, Any], ...] = ()
+
+
+class Save(Message, frozen=True):
+    """Save the state after `step` into `directory`, then send Saved until it is Committed."""
+
+    step: int
+    directory: str
 
 
 class Regroup(Message, frozen=True):
@@ -280,10 +304,11 @@ class Refused(Message, frozen=True):
 
 
 Request = (
-    Join | Next | Saved | BadCheckpoint | Heartbeat | Crashed | KvSet | KvGet | KvAdd | Lease | Done | SupervisorTick
+    Join | Next | Failed | Saved | BadCheckpoint | Heartbeat | Crashed
+    | KvSet | KvGet | KvAdd | Lease | Done | SupervisorTick
 )
 Reply = (
-    Wait | Round | Order | Regroup | Dismissed | Stop | Ack | Committed | Value | Leased | DoneReply
+    Wait | Round | Order | Save | Regroup | Dismissed | Stop | Ack | Committed | Value | Leased | DoneReply
     | SupervisorOrders | Refused
 )
 

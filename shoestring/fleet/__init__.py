@@ -1,0 +1,1 @@
+"""Who does the work: coordinator, membership, and the transports that carry their messages."""

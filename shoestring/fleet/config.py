@@ -1,0 +1,78 @@
+"""Settings of the fleet; every default stands here and nowhere else."""
+
+from __future__ import annotations
+
+from shoestring.base.config import Config
+from shoestring.control.controller import ControlConfig
+
+
+class MemberConfig(Config):
+    """How workers are watched and restarted.
+
+    Attributes:
+        workers: how many workers to run.
+        heartbeat_s: a worker says that often that it lives.
+        heartbeat_timeout_s: silence that long means hung (stopped, swapped out, cut off).
+        hang_timeout_s: a single phase of own work that lasts longer means hung.
+        start_timeout_s: from the order to start until the first sign of life.
+        join_grace_s: a round without surviving state waits that long for starting workers.
+        backoff_s: pause before the first restart; doubles with each failure in a row.
+        backoff_max_s: upper bound of that pause.
+        same_failures: a worker that fails that often in a row in the same way is given up.
+        healthy_steps: applied steps after which earlier failures are forgotten.
+    """
+
+    workers: int = 1
+    heartbeat_s: float = 1.0
+    heartbeat_timeout_s: float = 15.0
+    hang_timeout_s: float = 300.0
+    start_timeout_s: float = 120.0
+    join_grace_s: float = 5.0
+    backoff_s: float = 0.1
+    backoff_max_s: float = 30.0
+    same_failures: int = 3
+    healthy_steps: int = 20
+
+
+class PaceConfig(Config):
+    """How long the run is and how large its batches are.
+
+    Attributes:
+        steps: optimizer steps in all; 0: no bound.
+        budget_s: training time in all, seconds; 0: no bound. The run ends at whichever bound,
+            or at the end of the data, comes first.
+        batch: samples of a global batch.
+        batch_start: samples of the first global batches; 0: `batch` from the start.
+        batch_warmup: share of the run over which the batch grows from `batch_start` to `batch`.
+    """
+
+    steps: int = 0
+    budget_s: float = 0.0
+    batch: int = 32
+    batch_start: int = 0
+    batch_warmup: float = 0.0
+
+
+class CheckpointConfig(Config):
+    """`every_s` seconds or `every_steps` steps between checkpoints (0: off); the last `keep` stay."""
+
+    every_s: float = 60.0
+    every_steps: int = 0
+    keep: int = 2
+
+
+class DrillConfig(Config):
+    """A fault on purpose: `kill` names a worker that gets SIGKILL once `at_progress` is reached."""
+
+    kill: str = ""
+    at_progress: float = 0.5
+
+
+class FleetConfig(Config):
+    """All that the coordinator goes by."""
+
+    members: MemberConfig = MemberConfig()
+    pace: PaceConfig = PaceConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    control: ControlConfig = ControlConfig()
+    drill: DrillConfig = DrillConfig()

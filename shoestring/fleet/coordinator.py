@@ -1,0 +1,400 @@
+"""The coordinator: ledger, membership, monitor and controller behind one deterministic class.
+
+`handle(now, request) -> reply` and `tick(now)` are all there is: transports carry the messages,
+the simulator drives the same class. What `handle` changed is durable once `flush` returns, and
+a transport sends replies only after that. Source: AntDT's dynamic data sharding for the states
+of samples; rounds, settling and the rest are ours (docs/design/fleet.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from shoestring.base.errors import CheckpointError, ShoestringError
+from shoestring.control.controller import Controller
+from shoestring.control.monitor import Monitor
+from shoestring.data.store import DurableLedger
+from shoestring.fleet import drill, pace
+from shoestring.fleet import messages as m
+from shoestring.fleet.checkpoints import Keeper
+from shoestring.fleet.config import FleetConfig
+from shoestring.fleet.leases import LeaseDesk
+from shoestring.fleet.membership import Membership
+from shoestring.fleet.rounds import RoundState
+from shoestring.fleet.stepping import Stepper
+
+RETRY_S = 0.01
+
+
+class Log(Protocol):
+    """Where events go: `base.record.RunRecord`, or a list in tests."""
+
+    def append(self, kind: str, **fields: Any) -> object:
+        """Record one event."""
+        ...
+
+
+class Persisted(msgspec.Struct):
+    """What survives the coordinator beside the ledger, in the same transaction."""
+
+    round_id: int = 0
+    confirmed: int = 0
+    elapsed_s: float = 0.0
+    drilled: bool = False
+    members: bytes = b""
+
+
+class Coordinator:
+    """Answers workers and the supervisor.
+
+    Args:
+        config: the fleet's settings.
+        ledger: the durable ledger; `commit` makes a batch of operations durable.
+        keeper: commits and finds checkpoints.
+        log: the run record.
+        now: the time at which this coordinator takes over.
+        resumed: whether no worker of an earlier coordinator can be alive (a resumed run).
+
+    Raises:
+        LedgerError: from `flush`, when the store cannot be written.
+    """
+
+    def __init__(
+        self, config: FleetConfig, ledger: DurableLedger, keeper: Keeper, log: Log, now: float, resumed: bool = False
+    ) -> None:
+        names = tuple(f"w{i}" for i in range(config.members.workers))
+        self._config = config
+        self._ledger = ledger
+        self._keeper = keeper
+        self._log = log
+        self._members = Membership(config.members, names)
+        self._monitor = Monitor(config.control.short_window_s, config.control.long_window_s)
+        self._controller = Controller(config.control, self._monitor)
+        self._desk = LeaseDesk(ledger)
+        self._round: RoundState | None = None
+        self._stop_reason = ""
+        self._outcome = self._error = self._todo = ""
+        self._broken_at_s: float | None = now
+        self._break_reason = "start"
+        self._last_now = now
+        self._messages: list[str] = []
+        self._handlers = self._handler_table()
+        self._kept = Persisted()
+        self._flushed = b""
+        self._take_over(now, resumed)
+        self._stepper = Stepper(config, ledger, keeper, log, self._monitor, self._controller, now)
+
+    # --- the outside -----------------------------------------------------------------------
+
+    def handle(self, now: float, request: m.Request) -> m.Reply:
+        """Answer one request; never raises for what a client sent, errors end the run."""
+        self._pass_time(now)
+        try:
+            return self._handlers[type(request)](now, request)
+        except ShoestringError as error:
+            self._fail(error.what, error.todo)
+            return m.Stop(error.what)
+
+    def tick(self, now: float) -> None:
+        """What happens by itself: hung workers, expired leases, rounds that can form."""
+        self._pass_time(now)
+        try:
+            for name, reason in self._members.find_hung(now).items():
+                self._doom(now, name, f"hung: {reason}")
+            self._ledger.expire(now)
+            self._form_round(now)
+            if self._round is not None:
+                self._drill()
+            if (error := self._members.hopeless()) and not self._outcome:
+                self._fail(f"every worker was given up; the last error:\n{error}", "mend the cause, then resume the run")
+        except ShoestringError as problem:
+            self._fail(problem.what, problem.todo)
+
+    def flush(self) -> None:
+        """Make all that was handled so far durable, in one transaction; nothing to do costs nothing.
+
+        Raises:
+            LedgerError: the store cannot be written; this coordinator must not answer any more.
+        """
+        self._kept.members = self._members.snapshot()
+        # Whole seconds are enough for the budget, and keep idle calls free of disk writes.
+        kept = msgspec.msgpack.encode(msgspec.structs.replace(self._kept, elapsed_s=float(int(self._kept.elapsed_s))))
+        if kept != self._flushed:
+            self._ledger.put_meta("coordinator", kept)
+            self._flushed = kept
+        self._ledger.commit()
+
+    @property
+    def outcome(self) -> str:
+        """`finished`, `interrupted` or `failed` once the run is over, else empty."""
+        return self._outcome
+
+    # --- workers ---------------------------------------------------------------------------
+
+    def _join(self, now: float, request: m.Join) -> m.Reply:
+        if not self._members.current(request.worker, request.incarnation):
+            return m.Dismissed("another process has taken this worker's place")
+        round_ = self._round
+        if round_ is not None and request.worker in round_.members and self._members[request.worker].state == "active":
+            if request.last_round < round_.round_id:
+                return round_.message(request.worker)
+            self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
+        if self._outcome:
+            return m.Stop(self._outcome)
+        self._members.join(now, request.worker, request.step, request.last_round)
+        if self._round is not None:
+            self._stepper.close(self._round, f"{request.worker} has arrived")
+        self._form_round(now)
+        if self._round is not None and request.worker in self._round.members:
+            return self._round.message(request.worker)
+        return m.Wait(RETRY_S)
+
+    def _next(self, now: float, request: m.Next) -> m.Reply:
+        round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
+        if round_ is None:
+            return refusal
+        self._members.heard(now, request.worker, "next", 0.0)
+        self._members.advanced(request.worker, request.step)
+        if request.report is not None and request.step not in self._seen_reports(round_, request.worker):
+            self._monitor.observe(now, request.worker, request.report.samples, request.report.compute_s)
+        round_.note_applied(request.worker, request.step, request.report)
+        self._confirm(now, round_)
+        reply = self._stepper.boundary(now, round_, request.worker, request.step, self._stop_reason, self._kept)
+        if isinstance(reply, m.Stop):
+            self._end()
+        if isinstance(reply, m.Regroup):
+            self._break_round(now, reply.reason)
+        return reply
+
+    def _seen_reports(self, round_: RoundState, worker: str) -> set[int]:
+        return {step for step, reports in round_.reports.items() if worker in reports}
+
+    def _failed(self, now: float, request: m.Failed) -> m.Reply:
+        round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
+        if round_ is None:
+            return refusal
+        self._stepper.fail_samples(now, request)
+        return m.Ack()
+
+    def _saved(self, now: float, request: m.Saved) -> m.Reply:
+        round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
+        if round_ is None:
+            return refusal
+        self._members.heard(now, request.worker, "saved", 0.0)
+        round_.note_applied(request.worker, request.step, None)
+        self._confirm(now, round_)
+        return self._stepper.saved(now, round_, request, self._kept)
+
+    def _bad_checkpoint(self, now: float, request: m.BadCheckpoint) -> m.Reply:
+        self._keeper.distrust(request.path, request.error)
+        self._note("fault", f"checkpoint {request.path} cannot be restored: {request.error}", worker=request.worker)
+        self._break_round(now, "its checkpoint cannot be restored")
+        return m.Ack()
+
+    def _heartbeat(self, now: float, request: m.Heartbeat) -> m.Reply:
+        if not self._members.current(request.worker, request.incarnation):
+            return m.Dismissed("another process has taken this worker's place")
+        self._members.heard(now, request.worker, request.phase, request.phase_s)
+        return m.Ack()
+
+    def _crashed(self, now: float, request: m.Crashed) -> m.Reply:
+        if self._members.current(request.worker, request.incarnation):
+            self._lost(now, request.worker, request.error)
+        return m.Ack()
+
+    def _kv_set(self, now: float, request: m.KvSet) -> m.Reply:
+        if (round_ := self._round) is None or round_.round_id != request.round_id:
+            return m.Regroup("this round is over")
+        round_.kv[request.key] = request.value
+        return m.Ack()
+
+    def _kv_get(self, now: float, request: m.KvGet) -> m.Reply:
+        if (round_ := self._round) is None or round_.round_id != request.round_id:
+            return m.Regroup("this round is over")
+        return m.Value(round_.kv[request.key]) if request.key in round_.kv else m.Wait(RETRY_S / 4)
+
+    def _kv_add(self, now: float, request: m.KvAdd) -> m.Reply:
+        if (round_ := self._round) is None or round_.round_id != request.round_id:
+            return m.Regroup("this round is over")
+        held = int(round_.kv[request.key]) if request.key in round_.kv else 0
+        if request.once not in round_.kv_once:
+            round_.kv_once.add(request.once)
+            held += request.amount
+            round_.kv[request.key] = b"%d" % held
+        return m.Value(b"%d" % held)
+
+    def _lease(self, now: float, request: m.Lease) -> m.Reply:
+        return self._desk.lease(now, request)
+
+    def _done(self, now: float, request: m.Done) -> m.Reply:
+        return self._desk.done(now, request)
+
+    # --- the supervisor ----------------------------------------------------------------------
+
+    def _supervise(self, now: float, request: m.SupervisorTick) -> m.Reply:
+        for ended in request.exits:
+            if self._members.current(ended.worker, ended.incarnation) and not self._outcome:
+                reason = self._members[ended.worker].doomed or ended.error or f"exit code {ended.code}"
+                self._lost(now, ended.worker, reason)
+        if request.interrupt and not self._stop_reason:
+            self._stop_reason = "interrupted"
+            self._note("decision", "interrupted by the user: save at the next step boundary, then stop")
+        if not self._stop_reason and not self._outcome:
+            self._members.start_due(now)
+        self.tick(now)
+        if self._stop_reason and not self._members.named("starting", "waiting", "active"):
+            self._outcome = self._outcome or self._stop_reason
+        alive = set(request.alive)
+        spawn = () if self._outcome else tuple(p for p in self._members.starting() if p not in alive)
+        return m.SupervisorOrders(
+            spawn, self._members.doomed(), self._status(now), self._outcome, self._error, self._todo
+        )
+
+    def _status(self, now: float) -> m.Status:
+        counts = self._ledger.counts()
+        workers = {
+            name: {"state": self._members[name].state, "phase": self._members[name].phase} | self._stepper.speed(now, name)
+            for name in self._members.named("absent", "starting", "waiting", "active", "given_up")
+        }
+        told, self._messages = tuple(self._messages), []
+        done_share = self._progress()
+        return m.Status(
+            step=self._kept.confirmed, progress=done_share, elapsed_s=self._kept.elapsed_s,
+            eta_s=pace.remaining_s(done_share, self._kept.elapsed_s), metrics=self._stepper.metrics,
+            rates=self._stepper.rates(), workers=workers, todo=counts.todo, doing=counts.doing, done=counts.done,
+            dead=counts.dead, round_id=self._kept.round_id, messages=told,
+        )
+
+    # --- rounds --------------------------------------------------------------------------------
+
+    def _form_round(self, now: float) -> None:
+        if self._round is not None or self._outcome:
+            return
+        formed = self._members.try_form(now, self._kept.confirmed)
+        if formed is None:
+            return
+        step, checkpoint = formed.step, ""
+        if formed.source_rank < 0:
+            step, checkpoint = self._roll_back()
+        self._ledger.release_tags(now, step)
+        self._kept.round_id += 1
+        self._round = RoundState(self._kept.round_id, formed.members, step, formed.source_rank, checkpoint, now)
+        self._controller.regroup(formed.members)
+        since = now - self._broken_at_s if self._broken_at_s is not None else 0.0
+        self._log.append(
+            "round", round_id=self._kept.round_id, members=list(formed.members), step=step, reform_s=round(since, 4),
+            source=formed.members[formed.source_rank] if formed.source_rank >= 0 else (checkpoint or "seed"),
+            reason=self._break_reason,
+        )
+        self._broken_at_s = None
+
+    def _roll_back(self) -> tuple[int, str]:
+        """Model and ledger go back together; returns (step, checkpoint path)."""
+        found = self._keeper.newest()
+        for path, reason in found.damaged:
+            self._note("fault", f"checkpoint {path} is damaged and was passed over: {reason}")
+        if found.manifest is None and found.damaged:
+            raise CheckpointError(
+                f"all {len(found.damaged)} checkpoints are damaged: {found.damaged[0][0]}: {found.damaged[0][1]}",
+                "mend the disk, or remove the run's checkpoints directory to start again from step 0",
+            )
+        if found.manifest is None:
+            self._ledger.reset()
+            self._kept.confirmed = 0
+            return 0, ""
+        self._ledger.replace(found.manifest.ledger)
+        self._kept.confirmed = found.manifest.step
+        self._kept.elapsed_s = max(self._kept.elapsed_s, found.manifest.elapsed_s)
+        self._log.append("decision", action="restore", step=found.manifest.step, reason=f"no worker holds state: {found.path}")
+        return found.manifest.step, found.path
+
+    def _break_round(self, now: float, reason: str) -> None:
+        if self._round is None:
+            return
+        self._stepper.drop_saving(self._round)
+        self._round = None
+        self._broken_at_s, self._break_reason = now, reason
+
+    def _round_of(self, worker: str, incarnation: int, round_id: int) -> tuple[RoundState | None, m.Reply]:
+        if not self._members.current(worker, incarnation):
+            return None, m.Dismissed("another process has taken this worker's place")
+        if self._outcome:
+            return None, m.Stop(self._outcome)
+        if self._round is None or self._round.round_id != round_id or worker not in self._round.members:
+            return None, m.Regroup("this round is over")
+        return self._round, m.Ack()
+
+    def _confirm(self, now: float, round_: RoundState) -> None:
+        step = round_.confirmed()
+        if step > self._kept.confirmed or (step >= 0 and self._ledger.has_tags_upto(step)):
+            self._stepper.settle(now, round_, step, self._kept)
+
+    def _lost(self, now: float, name: str, error: str) -> None:
+        state = self._members[name].state
+        what = self._members.lost(now, name, error, self._kept.confirmed)
+        self._monitor.forget(name)
+        self._note("fault", f"{name} is gone ({error.strip().splitlines()[-1] if error.strip() else 'no error'}): {what}",
+                   worker=name, detail=error)
+        if state == "active" and self._round is not None and name in self._round.members:
+            self._break_round(now, f"{name} is gone")
+
+    def _doom(self, now: float, name: str, reason: str) -> None:
+        self._members.doom(name, reason)
+        self._note("decision", f"kill {name}: {reason}", action="kill", worker=name)
+        if self._round is not None and name in self._round.members:
+            self._break_round(now, f"{name} {reason}")
+
+    def _drill(self) -> None:
+        name, reason = drill.due(self._progress(), self._members.named("active"), self._kept.drilled, self._config.drill)
+        if name:
+            self._kept.drilled = True
+            self._members.doom(name, reason)
+            self._note("fault", reason, worker=name, drill=True)
+
+    # --- the end, and time -----------------------------------------------------------------------
+
+    def _end(self) -> None:
+        if self._outcome:
+            return
+        self._outcome = "interrupted" if self._stop_reason == "interrupted" else "finished"
+        if not self._stepper.last_save_ok:
+            self._fail("the final checkpoint could not be written", "free some space, then resume the run")
+
+    def _fail(self, what: str, todo: str) -> None:
+        if self._outcome != "failed":
+            self._outcome, self._error, self._todo = "failed", what, todo
+            self._note("fault", what, fatal=True)
+
+    def _note(self, kind: str, text: str, **fields: Any) -> None:
+        self._messages.append(text)
+        self._log.append(kind, step=self._kept.confirmed, reason=text, **fields)
+
+    def _progress(self) -> float:
+        return self._stepper.progress(self._kept)
+
+    def _pass_time(self, now: float) -> None:
+        # The time without any coordinator is nobody's: it must not eat the training budget.
+        if self._round is not None or self._kept.confirmed:
+            self._kept.elapsed_s += max(0.0, now - self._last_now)
+        self._last_now = now
+
+    def _take_over(self, now: float, resumed: bool) -> None:
+        data = self._ledger.get_meta("coordinator")
+        if data is None:
+            return
+        self._kept = msgspec.msgpack.decode(data, type=Persisted)
+        self._break_reason = "the coordinator came back"
+        if not resumed:
+            self._members.restore(now, self._kept.members)
+            self._log.append("fault", reason="the coordinator came back from the store", step=self._kept.confirmed)
+
+    def _handler_table(self) -> dict[type[m.Message], Callable[[float, Any], m.Reply]]:
+        return {
+            m.Join: self._join, m.Next: self._next, m.Failed: self._failed, m.Saved: self._saved,
+            m.BadCheckpoint: self._bad_checkpoint, m.Heartbeat: self._heartbeat, m.Crashed: self._crashed,
+            m.KvSet: self._kv_set, m.KvGet: self._kv_get, m.KvAdd: self._kv_add, m.Lease: self._lease,
+            m.Done: self._done, m.SupervisorTick: self._supervise,
+        }

@@ -1,0 +1,195 @@
+"""Who is in the fleet: a pure state machine (no I/O, no clock; `now` is an argument).
+
+A worker is a name; each of its processes is an incarnation with a number that only grows.
+Messages of an older incarnation are refused, so a process that was declared dead can never
+bring back state of a timeline that the fleet has left.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import msgspec
+
+from shoestring.fleet.config import MemberConfig
+from shoestring.fleet.restarts import Failure, decide, signature
+
+State = Literal["absent", "starting", "waiting", "active", "given_up"]
+OWN_WORK = frozenset({"load", "compute", "save", "restore"})
+
+
+@dataclass
+class Member:
+    """One worker as the coordinator sees it."""
+
+    name: str
+    incarnation: int = 0
+    state: State = "absent"
+    step: int = -1
+    last_round: int = -1
+    since_s: float = 0.0
+    heard_s: float = 0.0
+    phase: str = ""
+    phase_s: float = 0.0
+    start_at_s: float = 0.0
+    failures: list[Failure] = field(default_factory=list)
+    failed_step: int = 0
+    doomed: str = ""
+
+
+@dataclass(frozen=True)
+class Formed:
+    """A round that can start: members by rank, the newest step among them and who holds it.
+
+    `source_rank` is -1 when no member holds state that may be used.
+    """
+
+    members: tuple[str, ...]
+    step: int
+    source_rank: int
+
+
+class Membership:
+    """Tracks workers through start, round, loss and restart."""
+
+    def __init__(self, config: MemberConfig, names: tuple[str, ...]) -> None:
+        self._config = config
+        self._members = {name: Member(name) for name in names}
+
+    # --- looking -----------------------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Member:
+        return self._members[name]
+
+    def current(self, name: str, incarnation: int) -> bool:
+        """Whether this is the living incarnation of a known worker."""
+        member = self._members[name] if name in self._members else None
+        return member is not None and member.incarnation == incarnation and member.state not in ("absent", "given_up")
+
+    def named(self, *states: State) -> tuple[str, ...]:
+        """Names of the members in one of these states, sorted."""
+        return tuple(sorted(name for name, member in self._members.items() if member.state in states))
+
+    def doomed(self) -> tuple[tuple[str, int], ...]:
+        """Processes that must be killed, until their exit is reported."""
+        return tuple((m.name, m.incarnation) for m in self._members.values() if m.doomed)
+
+    def starting(self) -> tuple[tuple[str, int], ...]:
+        """Processes that should run but were not heard of yet."""
+        return tuple((m.name, m.incarnation) for m in self._members.values() if m.state == "starting")
+
+    def hopeless(self) -> str:
+        """The last error when every worker was given up; else an empty string."""
+        members = self._members.values()
+        if any(member.state != "given_up" for member in members):
+            return ""
+        newest = max((member.failures[-1] for member in members if member.failures), key=lambda f: f.at_s)
+        return newest.error
+
+    # --- what happens --------------------------------------------------------------------
+
+    def start_due(self, now: float) -> tuple[str, ...]:
+        """Move absent workers whose pause is over to `starting`, each as a new incarnation."""
+        started = []
+        for member in self._members.values():
+            if member.state == "absent" and member.start_at_s <= now:
+                member.incarnation += 1
+                member.state, member.since_s, member.heard_s = "starting", now, now
+                member.step, member.last_round, member.doomed, member.phase = -1, -1, "", ""
+                started.append(member.name)
+        return tuple(started)
+
+    def heard(self, now: float, name: str, phase: str, phase_s: float) -> None:
+        """A sign of life of the current incarnation."""
+        member = self._members[name]
+        member.heard_s, member.phase, member.phase_s = now, phase, phase_s
+
+    def join(self, now: float, name: str, step: int, last_round: int) -> None:
+        """A worker waits for a round with state of `step` (-1: none)."""
+        member = self._members[name]
+        if member.state != "waiting":
+            member.since_s = now
+        member.state, member.step, member.last_round, member.heard_s = "waiting", step, last_round, now
+
+    def advanced(self, name: str, step: int) -> None:
+        """A worker has applied `step`; enough of them in a row and its failures are forgotten."""
+        member = self._members[name]
+        member.step = step
+        if member.failures and step - member.failed_step >= self._config.healthy_steps:
+            member.failures.clear()
+
+    def lost(self, now: float, name: str, error: str, newest_step: int) -> str:
+        """The current incarnation is gone; returns what is done about it, with the reason."""
+        member = self._members[name]
+        member.failures.append(Failure(now, error, signature(error)))
+        member.failed_step, member.doomed = newest_step, ""
+        restart = decide(now, tuple(member.failures), self._config)
+        member.state = "absent" if restart.at_s is not None else "given_up"
+        member.start_at_s = restart.at_s if restart.at_s is not None else 0.0
+        return restart.reason
+
+    def doom(self, name: str, reason: str) -> None:
+        """Mark the current process for killing."""
+        self._members[name].doomed = reason
+
+    def find_hung(self, now: float) -> dict[str, str]:
+        """Name -> why it counts as hung; a doomed one is not named again."""
+        config, found = self._config, {}
+        for member in self._members.values():
+            silent_s = now - member.heard_s
+            if member.doomed or member.state in ("absent", "given_up"):
+                continue
+            if member.state == "starting":
+                if silent_s > config.start_timeout_s:
+                    found[member.name] = f"did not come up within {config.start_timeout_s:.0f} s"
+            elif silent_s > config.heartbeat_timeout_s:
+                found[member.name] = f"silent for {silent_s:.1f} s"
+            elif member.phase in OWN_WORK and member.phase_s + silent_s > config.hang_timeout_s:
+                found[member.name] = f"in phase {member.phase!r} for {member.phase_s + silent_s:.0f} s"
+        return found
+
+    def try_form(self, now: float, confirmed_step: int) -> Formed | None:
+        """Form a round when all who live are waiting.
+
+        State older than `confirmed_step` is of no use: samples that count as done are not in it.
+        """
+        waiting = self.named("waiting")
+        if not waiting or self.named("active") or any(self._members[name].doomed for name in waiting):
+            return None
+        usable = [name for name in waiting if self._members[name].step >= max(0, confirmed_step)]
+        first_s = min(self._members[name].since_s for name in waiting)
+        if not usable and self._awaited(now) and now - first_s < self._config.join_grace_s:
+            return None
+        step = max((self._members[name].step for name in usable), default=-1)
+        for name in waiting:
+            self._members[name].state = "active"
+            self._members[name].since_s = now
+        source = next((r for r, n in enumerate(waiting) if step >= 0 and self._members[n].step == step), -1)
+        return Formed(waiting, step, source)
+
+    def _awaited(self, now: float) -> bool:
+        """Whether more workers will come soon enough to wait for them."""
+        soon = now + self._config.join_grace_s
+        return bool(self.named("starting")) or any(
+            member.state == "absent" and member.start_at_s <= soon for member in self._members.values()
+        )
+
+    # --- for a coordinator that comes back -----------------------------------------------
+
+    def snapshot(self) -> bytes:
+        """What must survive the coordinator: incarnations and who was alive."""
+        rows = [(m.name, m.incarnation, m.state, m.start_at_s, m.failures, m.doomed) for m in self._members.values()]
+        return msgspec.msgpack.encode(rows)
+
+    def restore(self, now: float, data: bytes) -> None:
+        """Take over from a coordinator that died; whoever lived is expected to join again."""
+        rows = msgspec.msgpack.decode(data, type=list[tuple[str, int, State, float, list[Failure], str]])
+        for name, incarnation, state, start_at_s, failures, doomed in rows:
+            if name not in self._members:
+                continue
+            alive = state in ("waiting", "active")
+            self._members[name] = Member(
+                name, incarnation, "active" if alive else state, since_s=now, heard_s=now,
+                start_at_s=min(start_at_s, now + self._config.backoff_max_s), failures=failures, doomed=doomed,
+            )

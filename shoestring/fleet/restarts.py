@@ -1,0 +1,44 @@
+"""Whether and when a failed worker is started again: a pure function (source: ours)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from shoestring.fleet.config import MemberConfig
+
+
+@dataclass(frozen=True)
+class Failure:
+    """One death: when, the error text, and its signature (numbers and addresses taken out)."""
+
+    at_s: float
+    error: str
+    signature: str
+
+
+@dataclass(frozen=True)
+class Restart:
+    """`at_s` is when to start again; None: give the worker up. With the reason."""
+
+    at_s: float | None
+    reason: str
+
+
+def signature(error: str) -> str:
+    """What makes two failures the same: the last line of the error without its numbers."""
+    lines = [line for line in error.strip().splitlines() if line.strip()]
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", lines[-1].strip()) if lines else "no error text"
+
+
+def decide(now: float, failures: tuple[Failure, ...], config: MemberConfig) -> Restart:
+    """Decide after the newest of `failures` (those since the worker was last healthy).
+
+    A worker is given up when its last `same_failures` failures have one signature; else it is
+    restarted after a pause that doubles with each failure.
+    """
+    last = failures[-config.same_failures :]
+    if len(last) == config.same_failures and len({failure.signature for failure in last}) == 1:
+        return Restart(None, f"failed {len(last)} times in the same way: {last[-1].signature}")
+    pause_s = min(config.backoff_max_s, config.backoff_s * 2 ** (len(failures) - 1))
+    return Restart(now + pause_s, f"failure {len(failures)}: restart in {pause_s:.2g} s")

@@ -1,0 +1,74 @@
+"""One round: a fixed set of workers that step together, and what each has said so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shoestring.fleet.messages import Order, Round, Saved, StepReport
+
+
+@dataclass
+class StepPlan:
+    """One global step: the order of each member; what was leased, and when."""
+
+    step: int
+    orders: dict[str, Order]
+    samples: dict[str, int]
+    at_s: float
+
+
+@dataclass
+class Saving:
+    """A checkpoint in the making at the boundary after `step`."""
+
+    step: int
+    directory: str
+    reason: str
+    began_s: float
+    parts: dict[str, Saved] = field(default_factory=dict)
+
+
+@dataclass
+class RoundState:
+    """What the coordinator knows of the round in progress.
+
+    Every decision about the boundary after a step is made once, when the first member asks, so
+    that all members get the same answer.
+    """
+
+    round_id: int
+    members: tuple[str, ...]
+    step: int
+    source_rank: int
+    checkpoint: str
+    began_s: float
+    applied: dict[str, int] = field(default_factory=dict)
+    plans: dict[int, StepPlan] = field(default_factory=dict)
+    reports: dict[int, dict[str, StepReport]] = field(default_factory=dict)
+    saving: Saving | None = None
+    saved: dict[int, bool] = field(default_factory=dict)
+    closing: str = ""
+    kv: dict[str, bytes] = field(default_factory=dict)
+    kv_once: set[str] = field(default_factory=set)
+
+    def message(self, name: str) -> Round:
+        """What the member `name` is told about this round."""
+        return Round(
+            self.round_id, self.members.index(name), self.members, self.step, self.source_rank, self.checkpoint
+        )
+
+    def note_applied(self, name: str, step: int, report: StepReport | None) -> None:
+        """A member has applied `step`; repeated and late messages change nothing."""
+        self.applied[name] = max(step, self.applied[name] if name in self.applied else -1)
+        if report is not None:
+            self.reports.setdefault(step, {}).setdefault(name, report)
+
+    def confirmed(self) -> int:
+        """The newest step that every member has applied; -1 before all were heard."""
+        return min(self.applied.values()) if len(self.applied) == len(self.members) else -1
+
+    def drop_before(self, step: int) -> None:
+        """Forget plans and reports of steps that are settled."""
+        for table in (self.plans, self.reports):
+            for old in [s for s in table if s < step]:
+                del table[old]

@@ -1,0 +1,218 @@
+"""What happens at the boundary between two steps: plan, save, close, stop, settle (source: ours)."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from shoestring.base.errors import CheckpointError
+from shoestring.control.controller import Controller
+from shoestring.control.monitor import Monitor
+from shoestring.control.policies import split
+from shoestring.data.store import DurableLedger
+from shoestring.fleet import messages as m
+from shoestring.fleet import pace
+from shoestring.fleet.checkpoints import Keeper, Manifest
+from shoestring.fleet.config import FleetConfig
+from shoestring.fleet.rounds import RoundState, Saving, StepPlan
+
+if TYPE_CHECKING:
+    from shoestring.fleet.coordinator import Log, Persisted
+
+RETRY_S = 0.01
+RATE_STEPS = 20
+
+
+class Stepper:
+    """Decides each boundary once, and settles the ledger when all members have applied a step."""
+
+    def __init__(
+        self, config: FleetConfig, ledger: DurableLedger, keeper: Keeper, log: Log,
+        monitor: Monitor, controller: Controller, now: float,
+    ) -> None:
+        self._config = config
+        self._ledger = ledger
+        self._keeper = keeper
+        self._log = log
+        self._monitor = monitor
+        self._controller = controller
+        self._saved_step, self._saved_s = -1, now
+        self._recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=RATE_STEPS)
+        self.metrics: dict[str, float] = {}
+        self.last_save_ok = True
+
+    def progress(self, kept: Persisted) -> float:
+        """Share of the run that is over, in [0, 1]."""
+        counts = self._ledger.counts()
+        total = counts.todo + counts.doing + counts.done + counts.dead
+        consumed = (counts.done + counts.dead) / total if total else 1.0
+        return pace.progress(kept.confirmed, kept.elapsed_s, consumed, self._config.pace)
+
+    def close(self, round_: RoundState, reason: str) -> None:
+        """End the round at its next boundary."""
+        round_.closing = round_.closing or reason
+
+    def boundary(
+        self, now: float, round_: RoundState, worker: str, step: int, stop_reason: str, kept: Persisted
+    ) -> m.Reply:
+        """What a member that has applied `step` does next; all members get the same answer."""
+        if step + 1 in round_.plans:
+            return round_.plans[step + 1].orders[worker]
+        if round_.saving is not None and round_.saving.step == step:
+            return m.Save(step, round_.saving.directory)
+        all_here = round_.confirmed() >= step
+        end = stop_reason or self._end_reason(kept)
+        save = end or pace.checkpoint_due(step, now, self._saved_step, self._saved_s, self._config.checkpoint)
+        if save and step not in round_.saved and step != self._saved_step:
+            return self._begin_saving(now, round_, step, save)
+        if end or round_.closing:
+            if not all_here:
+                return m.Wait(RETRY_S)
+            return m.Stop(end) if end else m.Regroup(round_.closing)
+        if self._ledger.counts().todo == 0:
+            return m.Wait(RETRY_S)
+        return self._plan(now, round_, step + 1, kept).orders[worker]
+
+    def settle(self, now: float, round_: RoundState, step: int, kept: Persisted) -> None:
+        """Every member has applied `step`: its samples are in every state that can survive."""
+        self._ledger.complete_tags(now, step)
+        for done in range(max(kept.confirmed, round_.step) + 1, step + 1):
+            self._record_step(now, round_, done)
+        kept.confirmed = max(kept.confirmed, step)
+        round_.drop_before(step)
+
+    def fail_samples(self, now: float, request: m.Failed) -> None:
+        """Take samples that cannot be used out of the step's lease.
+
+        Raises:
+            LedgerError: when too large a share of all samples is dead.
+        """
+        before = self._ledger.counts().dead
+        self._ledger.fail_tagged(now, request.step, request.worker, dict(request.failures))
+        dead = self._ledger.counts().dead - before
+        self._log.append(
+            "fault", step=request.step, worker=request.worker, failed=[list(f) for f in request.failures],
+            reason=f"{len(request.failures)} samples failed, {dead} of them for good: {request.failures[0][1]}",
+        )
+
+    # --- saving ------------------------------------------------------------------------------
+
+    def _begin_saving(self, now: float, round_: RoundState, step: int, reason: str) -> m.Reply:
+        try:
+            round_.saving = Saving(step, self._keeper.begin(step), reason, now)
+        except CheckpointError as error:
+            self._save_failed(now, round_, step, str(error))
+            return m.Wait(RETRY_S)
+        return m.Save(step, round_.saving.directory)
+
+    def saved(self, now: float, round_: RoundState, request: m.Saved, kept: Persisted) -> m.Reply:
+        """Collect the parts; commit model and ledger as one when all are there."""
+        saving = round_.saving
+        if saving is None or saving.step != request.step:
+            known = request.step in round_.saved
+            return m.Committed(request.step, round_.saved[request.step]) if known else m.Regroup("no such save")
+        saving.parts[request.worker] = request
+        if len(saving.parts) < len(round_.members):
+            return m.Wait(RETRY_S)
+        errors = [f"{name}: {part.error}" for name, part in sorted(saving.parts.items()) if part.error]
+        if errors:
+            self._save_failed(now, round_, saving.step, "; ".join(errors))
+        else:
+            self._commit(now, round_, saving, kept)
+        round_.saving = None
+        return m.Committed(request.step, round_.saved[request.step])
+
+    def drop_saving(self, round_: RoundState) -> None:
+        """The round broke: what was half saved does not count."""
+        if round_.saving is not None:
+            self._keeper.abandon(round_.saving.step)
+            round_.saving = None
+
+    def _commit(self, now: float, round_: RoundState, saving: Saving, kept: Persisted) -> None:
+        files = {name: entry for part in saving.parts.values() for name, entry in part.files.items()}
+        manifest = Manifest(saving.step, kept.elapsed_s, self._ledger.snapshot_bytes(in_flight="todo"), files)
+        try:
+            size_bytes = self._keeper.commit(manifest)
+        except CheckpointError as error:
+            self._save_failed(now, round_, saving.step, str(error))
+            return
+        round_.saved[saving.step] = self.last_save_ok = True
+        self._saved_step, self._saved_s = saving.step, now
+        self._log.append(
+            "checkpoint", step=saving.step, size_bytes=size_bytes, pause_s=round(now - saving.began_s, 4),
+            path=saving.directory.removesuffix(".tmp"), reason=saving.reason,
+        )
+
+    def _save_failed(self, now: float, round_: RoundState, step: int, error: str) -> None:
+        self._keeper.abandon(step)
+        round_.saved[step] = self.last_save_ok = False
+        self._saved_s = now  # the next try comes after a full interval, not at once
+        self._log.append("fault", step=step, reason=f"checkpoint failed, the run goes on with the one before: {error}")
+
+    # --- planning ----------------------------------------------------------------------------
+
+    def _plan(self, now: float, round_: RoundState, step: int, kept: Persisted) -> StepPlan:
+        share = self.progress(kept)
+        self._steer(now, step)
+        batch = min(pace.batch_at(share, self._config.pace), self._ledger.counts().todo)
+        parts = split(batch, self._controller.shares)
+        orders = {}
+        for worker in round_.members:
+            lease = self._ledger.lease(now, worker, parts[worker], tag=step) if parts[worker] else None
+            orders[worker] = m.Order(step, tuple(lease.ranges) if lease else (), batch, share)
+        round_.plans[step] = StepPlan(step, orders, parts, now)
+        return round_.plans[step]
+
+    def _steer(self, now: float, step: int) -> None:
+        decision = self._controller.decide(now)
+        if decision is None:
+            return
+        shares = {w: round(s, 4) for w, s in self._controller.shares.items()}
+        self._log.append(
+            "decision", step=step, action="adjust_batch" if decision.shares else "none", reason=decision.reason,
+            shares=shares, predicted=decision.predicted, policy=self._config.control.policy,
+        )
+
+    def _end_reason(self, kept: Persisted) -> str:
+        if self._ledger.finished:
+            return "all samples are done"
+        bound = self._config.pace
+        if (bound.steps or bound.budget_s) and self.progress(kept) >= 1:
+            return "all steps are done" if bound.steps and kept.confirmed >= bound.steps else "the time budget is spent"
+        return ""
+
+    # --- records -------------------------------------------------------------------------------
+
+    def _record_step(self, now: float, round_: RoundState, step: int) -> None:
+        reports = round_.reports[step] if step in round_.reports else {}
+        if not reports:
+            return
+        first = reports[min(reports)]
+        self.metrics = dict(first.metrics)
+        plan = round_.plans[step] if step in round_.plans else None
+        self._recent.append((now, {"samples": float(sum(r.samples for r in reports.values())), **first.counts}))
+        self._log.append(
+            "step", step=step, round_id=round_.round_id, metrics=first.metrics, counts=first.counts,
+            batch=sum(plan.samples.values()) if plan else 0, took_s=round(now - plan.at_s, 5) if plan else 0.0,
+            todo=self._ledger.counts().todo, done=self._ledger.counts().done,
+            workers={
+                name: {"samples": r.samples, "compute_s": round(r.compute_s, 5), "exchange_s": round(r.exchange_s, 5),
+                       "memory_bytes": r.memory_bytes}
+                for name, r in sorted(reports.items())
+            },
+        )
+
+    def rates(self) -> dict[str, float]:
+        """Counts per second over the last steps, e.g. `tokens_per_s`."""
+        if len(self._recent) < 2 or self._recent[-1][0] <= self._recent[0][0]:
+            return {}
+        span_s = self._recent[-1][0] - self._recent[0][0]
+        names = self._recent[-1][1]
+        later = list(self._recent)[1:]
+        return {f"{n}_per_s": sum(c[n] for _, c in later if n in c) / span_s for n in names}
+
+    def speed(self, now: float, name: str) -> dict[str, float | str]:
+        """One worker's batch time (s) and samples per second over the short window."""
+        view = self._monitor.view(now, (name,))[name]
+        return {"batch_time_s": view.short.batch_time_s, "samples_per_s": view.short.samples_per_s,
+                "samples": float(view.last.samples) if view.last else 0.0}
