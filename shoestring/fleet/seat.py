@@ -1,0 +1,234 @@
+"""A worker's seat in the fleet: its side of the conversation with the coordinator (source: ours).
+
+The main thread joins, asks for orders and reports; a second thread with a channel of its own
+sends heartbeats, so that a long step is not taken for a hang and a stopped process is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from shoestring.base.clock import Clock
+from shoestring.base.errors import FleetError, ShoestringError, TransportError
+from shoestring.fleet import messages as m
+
+if TYPE_CHECKING:
+    from shoestring.fleet.channel import Channel
+
+T = TypeVar("T")
+CALL_RETRY_S = 0.05
+CALL_PATIENCE_S = 60.0
+
+
+class DismissedError(ShoestringError):
+    """Another process has taken this worker's place; leave at once and touch nothing."""
+
+    exit_code = 0
+
+
+class RoundOver(Exception):
+    """The round that this worker was in is over; join again."""
+
+
+class Seat:
+    """What a worker's loop talks to.
+
+    Args:
+        name, incarnation: who this process is.
+        open_channel: makes a channel to the coordinator.
+        clock: for waiting between polls.
+        heartbeat_s: seconds between signs of life.
+
+    Raises (every call):
+        DismissedError: this process was replaced.
+        FleetError: the coordinator could not be reached for `CALL_PATIENCE_S`.
+    """
+
+    def __init__(
+        self, name: str, incarnation: int, open_channel: Callable[[], Channel], clock: Clock, heartbeat_s: float
+    ) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self._open_channel = open_channel
+        self._channel = open_channel()
+        self._clock = clock
+        self._last_round = -1
+        self._pulse = Pulse(name, incarnation, open_channel, clock, heartbeat_s)
+
+    def __enter__(self) -> Seat:
+        self._pulse.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pulse.stop()
+        self._channel.close()
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Names what the main thread does, for heartbeats; `exchange` is waiting for others."""
+        self._pulse.enter(name, self._clock.now())
+        try:
+            yield
+        finally:
+            self._pulse.enter("idle", self._clock.now())
+
+    def join(self, step: int, problem: str = "") -> m.Round | m.Stop:
+        """Wait for a round; `step` is that of the state held (-1: none)."""
+        self._pulse.step = step
+        reply = self._poll(m.Join(self.name, self.incarnation, step, self._last_round, problem))
+        if isinstance(reply, m.Round):
+            self._last_round = reply.round_id
+            return reply
+        return _expect(reply, m.Stop)
+
+    def next(self, round_id: int, step: int, report: m.StepReport | None) -> m.Order | m.Save | m.Stop:
+        """The next order for one who has applied `step` steps.
+
+        Raises:
+            RoundOver: the membership changes; join again.
+        """
+        self._pulse.step = step
+        reply = self._poll(m.Next(self.name, self.incarnation, round_id, step, report))
+        return reply if isinstance(reply, (m.Order, m.Save)) else _expect(reply, m.Stop)
+
+    def failed(self, round_id: int, step: int, failures: tuple[tuple[int, str], ...]) -> None:
+        """Report samples that cannot be used; on return the ledger knows.
+
+        Raises:
+            RoundOver: as above.
+        """
+        _expect(self._poll(m.Failed(self.name, self.incarnation, round_id, step, failures)), m.Ack)
+
+    def saved(self, round_id: int, step: int, files: dict[str, tuple[int, str]], error: str = "") -> bool:
+        """Report this worker's part of a checkpoint; whether it was committed in the end.
+
+        Raises:
+            RoundOver: as above.
+        """
+        reply = self._poll(m.Saved(self.name, self.incarnation, round_id, step, files, error))
+        return _expect(reply, m.Committed).ok
+
+    def bad_checkpoint(self, round_id: int, path: str, error: str) -> None:
+        """Report a checkpoint that cannot be restored."""
+        _expect(self._poll(m.BadCheckpoint(self.name, self.incarnation, round_id, path, error)), m.Ack)
+
+    def crashed(self, error: str) -> None:
+        """Say why this process is about to exit; best effort, its exit is seen anyway."""
+        try:
+            self._channel.call(m.Crashed(self.name, self.incarnation, error))
+        except TransportError:
+            return  # the supervisor reports the exit and the log tail
+
+    def kv(self, round_id: int) -> KeyValues:
+        """The rendezvous table of a round."""
+        return KeyValues(round_id, f"{self.name}.{self.incarnation}", self._poll)
+
+    def _poll(self, request: m.Request) -> m.Reply:
+        """Ask until there is an answer; a lost message or a restarting coordinator is asked again."""
+        silent_since_s = self._clock.now()
+        while True:
+            try:
+                reply = self._channel.call(request)
+            except TransportError as error:
+                if self._clock.now() - silent_since_s > CALL_PATIENCE_S:
+                    raise FleetError(
+                        f"{self.name} cannot reach the coordinator: {error.what}", "look at the run's log, then resume it"
+                    ) from error
+                self._clock.sleep(CALL_RETRY_S)
+                continue
+            silent_since_s = self._clock.now()
+            if isinstance(reply, m.Wait):
+                self._clock.sleep(reply.retry_s)
+                continue
+            return _checked(reply)
+
+
+class KeyValues:
+    """Set, get and add within one round; `get` waits until the value is there.
+
+    Raises (every call):
+        RoundOver: the round is over.
+    """
+
+    def __init__(self, round_id: int, who: str, poll: Callable[[m.Request], m.Reply]) -> None:
+        self._round_id = round_id
+        self._who = who
+        self._poll = poll
+        self._adds = 0
+
+    def set(self, key: str, value: bytes) -> None:
+        """Publish a value."""
+        _expect(self._poll(m.KvSet(self._round_id, key, value)), m.Ack)
+
+    def get(self, key: str) -> bytes:
+        """Read a value, waiting for it."""
+        return _expect(self._poll(m.KvGet(self._round_id, key)), m.Value).value
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter; returns its new value."""
+        self._adds += 1
+        once = f"{self._who}.{self._adds}"
+        return int(_expect(self._poll(m.KvAdd(self._round_id, key, amount, once)), m.Value).value)
+
+
+class Pulse:
+    """The heartbeat thread. It shares three plain attributes with the main thread, each replaced whole."""
+
+    def __init__(
+        self, name: str, incarnation: int, open_channel: Callable[[], Channel], clock: Clock, period_s: float
+    ) -> None:
+        self.step = -1
+        self._who = (name, incarnation)
+        self._open_channel = open_channel
+        self._clock = clock
+        self._period_s = period_s
+        self._now_doing = ("idle", clock.now())
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+
+    def start(self) -> None:
+        """Begin to send."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._over.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=self._period_s + 1.0)
+
+    def enter(self, phase: str, now_s: float) -> None:
+        """What the main thread does from now on."""
+        self._now_doing = (phase, now_s)
+
+    def _run(self) -> None:
+        channel = self._open_channel()
+        while not self._over.wait(self._period_s):
+            phase, since_s = self._now_doing
+            beat = m.Heartbeat(*self._who, self.step, phase, self._clock.now() - since_s)
+            try:
+                channel.call(beat)
+            except TransportError:
+                continue  # the coordinator is away or coming back; the next beat tells it
+        channel.close()
+
+
+def _checked(reply: m.Reply) -> m.Reply:
+    if isinstance(reply, m.Regroup):
+        raise RoundOver(reply.reason)
+    if isinstance(reply, m.Dismissed):
+        raise DismissedError(reply.reason, "nothing: this is how a replaced worker leaves")
+    if isinstance(reply, m.Refused):
+        raise FleetError(reply.what, reply.todo)
+    return reply
+
+
+def _expect(reply: m.Reply, kind: type[T]) -> T:
+    if not isinstance(reply, kind):
+        raise FleetError(
+            f"the coordinator answered {type(reply).__name__}, not {kind.__name__}",
+            "run the same version of shoestring on every host",
+        )
+    return reply

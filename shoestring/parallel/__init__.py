@@ -1,0 +1,1 @@
+"""Process groups, exchange of gradients and state, checkpoints of tensors."""

@@ -1,0 +1,177 @@
+"""A group of workers that exchange tensors for the length of one round (source: ours).
+
+torch.distributed does the work: NCCL where the device is CUDA, gloo elsewhere. The rendezvous
+goes through the coordinator's key-value table, under the number of the round, so that no extra
+port is opened and no stale address is ever read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+
+BUCKET_BYTES = 64 * 2**20
+
+
+class PeerLostError(Exception):
+    """A collective failed: some member of the round is gone, or cut off."""
+
+
+class Rendezvous(Protocol):
+    """Set, waiting get, and atomic add, shared by the members of a round."""
+
+    def set(self, key: str, value: bytes) -> None:
+        """Publish."""
+        ...
+
+    def get(self, key: str) -> bytes:
+        """Read, waiting until it is there."""
+        ...
+
+    def add(self, key: str, amount: int) -> int:
+        """Add and return the sum."""
+        ...
+
+
+class RendezvousStore(dist.Store):
+    """A torch.distributed store on top of a Rendezvous."""
+
+    def __init__(self, table: Rendezvous, timeout_s: float) -> None:
+        super().__init__()
+        self._table = table
+        self._timeout = timedelta(seconds=timeout_s)
+
+    @property
+    def timeout(self) -> timedelta:
+        """How long torch may wait on this store."""
+        return self._timeout
+
+    def set_timeout(self, timeout: timedelta) -> None:
+        """Asked for by torch."""
+        self._timeout = timeout
+
+    def set(self, key: str, value: Any) -> None:
+        """Publish a value (bytes, or text)."""
+        self._table.set(key, value.encode() if isinstance(value, str) else bytes(value))
+
+    def get(self, key: str) -> bytes:
+        """Read a value, waiting for it."""
+        return self._table.get(key)
+
+    def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
+        """Wait until all keys are there."""
+        for key in keys:
+            self._table.get(key)
+
+    def add(self, key: str, amount: int) -> int:
+        """Add to a counter."""
+        return self._table.add(key, amount)
+
+
+class Group:
+    """Collectives of one round. With one member every call is free and touches no network.
+
+    Args:
+        rank, size: this member's number, and how many there are.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank = rank
+        self.size = size
+
+    def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over the members, in place; bit-equal on every member.
+
+        Raises:
+            PeerLostError: a member is gone.
+        """
+        if self.size > 1:
+            with _peer_errors():
+                dist.all_reduce(tensor)
+        return tensor
+
+    def copy_from_(self, source: int, tensors: Iterable[torch.Tensor]) -> None:
+        """Copy the tensors of member `source` into everyone's, in place, in buckets.
+
+        Raises:
+            PeerLostError: a member is gone; the tensors may be half copied.
+        """
+        if self.size == 1:
+            return
+        with _peer_errors(), torch.no_grad():
+            for bucket in _buckets(tensors):
+                flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+                dist.broadcast(flat, src=source)
+                offset = 0
+                for tensor in bucket:
+                    tensor.copy_(flat[offset : offset + tensor.numel()].view_as(tensor))
+                    offset += tensor.numel()
+
+
+@contextmanager
+def form(
+    table: Rendezvous, rank: int, size: int, device: torch.device, timeout_s: float, loopback: bool
+) -> Iterator[Group]:
+    """Form the group of a round; it ends with the `with` block.
+
+    Args:
+        table: the round's rendezvous.
+        device: decides the backend: NCCL for CUDA, gloo for the CPU.
+        timeout_s: bound on any one collective; hung members are found earlier, by heartbeat.
+        loopback: all members are on this machine: listen on the loopback interface only.
+
+    Raises:
+        PeerLostError: the group could not be formed.
+    """
+    if size == 1:
+        yield Group(0, 1)
+        return
+    if loopback:
+        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        os.environ["NCCL_SOCKET_IFNAME"] = "lo"
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    try:
+        with _peer_errors():
+            dist.init_process_group(
+                backend, store=RendezvousStore(table, timeout_s), rank=rank, world_size=size,
+                timeout=timedelta(seconds=timeout_s), device_id=device if device.type == "cuda" else None,
+            )
+        yield Group(rank, size)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+@contextmanager
+def _peer_errors() -> Iterator[None]:
+    # gloo reports every lost peer as a plain RuntimeError; out-of-memory is one too, and is not a peer's.
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise PeerLostError(str(error).splitlines()[0]) from error
+
+
+def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Tensors of one dtype together, up to BUCKET_BYTES a bucket."""
+    by_dtype: dict[torch.dtype, list[torch.Tensor]] = {}
+    for tensor in tensors:
+        by_dtype.setdefault(tensor.dtype, []).append(tensor)
+    for group in by_dtype.values():
+        bucket: list[torch.Tensor] = []
+        size_bytes = 0
+        for tensor in group:
+            bucket.append(tensor)
+            size_bytes += tensor.numel() * tensor.element_size()
+            if size_bytes >= BUCKET_BYTES:
+                yield bucket
+                bucket, size_bytes = [], 0
+        if bucket:
+            yield bucket

@@ -1,0 +1,82 @@
+"""Tensors of a checkpoint: torch.distributed.checkpoint into safetensors files, no pickle anywhere.
+
+Each rank writes its part of the (deduplicated) tensors; any number of ranks can read them back.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+
+from shoestring.base.errors import CheckpointError
+
+
+def write(tensors: dict[str, torch.Tensor], directory: Path, rank: int, size: int) -> list[Path]:
+    """Write this rank's part and sync it; all ranks of the group call this together.
+
+    Args:
+        tensors: name -> tensor; names and shapes are the same on every rank.
+        directory: exists already.
+
+    Returns:
+        The files that this rank has written (none, where others hold all tensors).
+
+    Raises:
+        CheckpointError: the disk is full or not writable, on any rank.
+    """
+    try:
+        with _quiet():
+            writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+            dcp.save(dict(tensors), storage_writer=writer, no_dist=size == 1)
+        files = sorted(directory.glob(f"shard-{rank + 1:05d}-*"))
+        for path in files:
+            _sync(path)
+    except (OSError, CheckpointException, RuntimeError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(f"cannot write to {directory}: {lines[-1] if lines else error}", "free some space") from error
+    return files
+
+
+def read(tensors: dict[str, torch.Tensor], directory: Path) -> None:
+    """Fill `tensors` in place from a checkpoint, whatever number of ranks wrote it.
+
+    Raises:
+        CheckpointError: a tensor is missing, has another shape, or a file cannot be read.
+    """
+    target = dict(tensors)
+    try:
+        with _quiet():
+            dcp.load(target, storage_reader=HuggingFaceStorageReader(str(directory)), no_dist=True)
+    except (OSError, CheckpointException, RuntimeError, KeyError, ValueError) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise CheckpointError(
+            f"cannot restore {directory}: {lines[-1] if lines else type(error).__name__}",
+            "resume with the settings that the run was started with",
+        ) from error
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            if target[name] is not tensor:
+                tensor.copy_(target[name])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _sync(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

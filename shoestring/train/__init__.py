@@ -1,0 +1,1 @@
+"""The only training loop, the Task contract, schedules and optimizers."""
