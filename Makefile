@@ -1,0 +1,37 @@
+# Every target makes .venv when it is missing and re-uses it later.
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+BIN := $(VENV)/bin
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+JOBS ?= 2
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-faults test-rules venv clean
+
+help: ## this list
+	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: $(STAMP) ## train a small language model with two workers, one of which gets killed (some 5 minutes)
+	@$(BIN)/shoestring run demo $(ARGS)
+
+test: $(STAMP) ## all tests
+	@$(PYTEST) -n $(JOBS) $(ARGS)
+
+test-faults: $(STAMP) ## only the tests that kill, hang and starve real processes
+	@$(PYTEST) -m faults $(ARGS)
+
+test-rules: $(STAMP) ## only the house rules: imports, sizes, types, style
+	@$(PYTEST) tests/rules $(ARGS)
+
+bench-%: $(STAMP) ## a benchmark by name; QUICK=1 ends within 50 s
+	@$(BIN)/python -m benchmarks.$(subst -,_,$*) $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+
+venv: $(STAMP) ## only set up
+
+$(STAMP): pyproject.toml constraints/cpu.txt scripts/make-venv
+	@PYTHON=$(PYTHON) scripts/make-venv
+
+clean: ## remove .venv and caches; runs stay
+	rm -rf $(VENV) .cache *.egg-info

@@ -1,0 +1,1 @@
+"""What each command does; `cli.COMMANDS` names the functions, and calls them by name of parameter."""
