@@ -45,7 +45,9 @@ TOML_FILES = click.Option(
 NAME = click.Option(["--name"], default="", help="Name of the run; one is made up when not given.")
 GENERATE_OPTIONS = (
     click.Option(["--prompt"], default="", help="Text to go on from."),
-    click.Option(["--tokens"], type=click.IntRange(min=1), default=200, show_default=True, help="How many to make."),
+    click.Option(
+        ["--tokens"], type=click.IntRange(min=1), default=200, show_default=True, help="How many to make."
+    ),
     click.Option(
         ["--temperature"],
         type=click.FloatRange(min=0.0),
@@ -60,7 +62,9 @@ GENERATE_OPTIONS = (
         show_default=True,
         help="Draw from the likeliest tokens that hold this much probability.",
     ),
-    click.Option(["--seed"], type=int, default=0, show_default=True, help="The same seed gives the same text."),
+    click.Option(
+        ["--seed"], type=int, default=0, show_default=True, help="The same seed gives the same text."
+    ),
 )
 VERIFY = click.Option(["--verify"], is_flag=True, help="Recompute every number on the page from the record.")
 OUTPUT = click.Option(
@@ -70,7 +74,9 @@ OUTPUT = click.Option(
     help="Directory for weights, configuration and tokenizer.",
 )
 SIM_OPTIONS = (
-    click.Option(["--seeds"], type=click.IntRange(min=1), default=1000, show_default=True, help="How many worlds."),
+    click.Option(
+        ["--seeds"], type=click.IntRange(min=1), default=1000, show_default=True, help="How many worlds."
+    ),
     click.Option(["--seed"], type=int, default=None, help="Replay this one world instead."),
 )
 

@@ -20,7 +20,7 @@ import pytest
 GOLDEN_DIR = Path(__file__).parent / "golden"
 FIRST = ("exclusive", "ray", "browser", "faults")
 
-# The same examples in every run: a red suite stays red until mended. HYPOTHESIS_PROFILE=search looks for new ones.
+# The same examples in every run: red stays red until mended. HYPOTHESIS_PROFILE=search looks further.
 hypothesis.settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
 hypothesis.settings.register_profile("search", database=None, deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))

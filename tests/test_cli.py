@@ -14,7 +14,17 @@ from click.testing import CliRunner
 from shoestring import __version__, cli
 from shoestring.base.errors import ConfigError
 
-HEAVY = ("torch", "ray", "pydantic", "numpy", "msgspec", "sqlalchemy", "rich", "pyarrow", "shoestring.commands")
+HEAVY = {
+    "torch",
+    "ray",
+    "pydantic",
+    "numpy",
+    "msgspec",
+    "sqlalchemy",
+    "rich",
+    "pyarrow",
+    "shoestring.commands",
+}
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
@@ -56,7 +66,11 @@ def _with_target(monkeypatch: pytest.MonkeyPatch, body: str, tmp_path: Path) -> 
     monkeypatch.setattr(cli, "COMMANDS", (cli.Command("runs", "", "cli_target:main", runs.params),))
 
 
-FAILING = "from shoestring.base.errors import ConfigError\ndef main(**params): raise ConfigError('it broke', 'mend it')"
+FAILING = """
+from shoestring.base.errors import ConfigError
+def main(**params):
+    raise ConfigError('it broke', 'mend it')
+"""
 
 
 def test_an_error_is_two_lines_and_its_exit_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -136,7 +136,8 @@ def _repair(settings: dict[str, Any], errors: Iterable[ErrorDetails], raw: dict[
     changed = False
     for error in errors:
         key = _key_of(error, settings)
-        single = key[-1:] == ("0",) and key[:-1] in raw
+        # The item of a list of one that an earlier repair made, never one that was typed as a list.
+        single = key[-1:] == ("0",) and key[:-1] in raw and not raw[key[:-1]].lstrip().startswith("[")
         owner = key[:-1] if single else key
         if owner not in raw:
             continue
@@ -215,10 +216,9 @@ def _key_of(error: ErrorDetails, settings: dict[str, Any]) -> Key:
     at: Any = settings
     for position, part in enumerate(error["loc"]):
         is_last = position == len(error["loc"]) - 1
-        if isinstance(at, dict) and part in at:
-            at = at[part]
-        elif isinstance(at, list) and isinstance(part, int) and part < len(at):
-            at = at[part]
+        steps = dict(enumerate(at)) if isinstance(at, list) else at if isinstance(at, dict) else {}
+        if part in steps:
+            at = steps[part]
         elif not (is_last and error["type"] == "missing"):
             continue
         key.append(str(part))
@@ -236,7 +236,9 @@ def _parse_set(text: str) -> tuple[Key, Any, str]:
     name, equals, raw_value = text.partition("=")
     key = tuple(part.strip() for part in name.split("."))
     if not equals or not all(key):
-        raise ConfigError(f"`--set {text}` is not of the form name=value", "write e.g. --set data.files='*.md'")
+        raise ConfigError(
+            f"`--set {text}` is not of the form name=value", "write e.g. --set data.files='*.md'"
+        )
     try:
         parsed = tomllib.loads(f"value = {raw_value}")
     except tomllib.TOMLDecodeError:

@@ -8,7 +8,7 @@ import re
 from shoestring.base.errors import ConfigError
 
 _BINARY_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
-_BYTES_OF = {
+_BYTES_OF: dict[str, int] = {
     "": 1,
     **{letter: 1024**power for power, letter in enumerate("bkmgtp")},
     **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgtp", start=1)},
