@@ -6,13 +6,13 @@ from typing import Literal
 
 from shoestring.base.config import Config
 from shoestring.control.monitor import Monitor
-from shoestring.control.policies import Decision, Policy, PolicyOptions, even, proportional
+from shoestring.control.policies import Decision, Policy, PolicyOptions, even, fixed, proportional
 
 
 class ControlConfig(Config):
     """`interval_s` between decisions; lengths of the monitor's windows; which policy, and its options."""
 
-    policy: Literal["proportional", "even"] = "proportional"
+    policy: Literal["proportional", "even", "fixed"] = "proportional"
     interval_s: float = 5.0
     short_window_s: float = 15.0
     long_window_s: float = 300.0
@@ -21,7 +21,7 @@ class ControlConfig(Config):
 
 def policy_named(name: str) -> Policy:
     """The shipped policy of this name."""
-    policies: dict[str, Policy] = {"proportional": proportional, "even": even}
+    policies: dict[str, Policy] = {"proportional": proportional, "even": even, "fixed": fixed}
     return policies[name]
 
 

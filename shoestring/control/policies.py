@@ -34,11 +34,13 @@ class PolicyOptions(Config):
     `min_reports`: reports in the short window before a worker's speed is believed.
     `min_gain`: predicted share of the step time that a change must save.
     `min_share`: no worker gets less than this part of an even share.
+    `fixed`: worker -> part of the global batch, for the policy of that name; parts are scaled to sum to 1.
     """
 
     min_reports: int = 2
     min_gain: float = 0.03
     min_share: float = 0.05
+    fixed: dict[str, float] = {}
 
 
 def even(
@@ -46,6 +48,17 @@ def even(
 ) -> Decision:
     """Every worker the same (the static baseline)."""
     return Decision(None, "policy `even` leaves the batch alone", {})
+
+
+def fixed(
+    now: float, view: dict[str, WorkerView], shares: dict[str, float], options: PolicyOptions
+) -> Decision:
+    """The split that the settings name; a worker that they do not name keeps an even share."""
+    raw = {w: options.fixed[w] if w in options.fixed else 1.0 / len(view) for w in view}
+    wanted = {w: value / sum(raw.values()) for w, value in raw.items()}
+    if all(abs(wanted[w] - shares[w]) < 1e-9 for w in view):
+        return Decision(None, "the split is the one that the settings name", {})
+    return Decision(wanted, "the settings name this split", {})
 
 
 def proportional(
@@ -68,9 +81,15 @@ def proportional(
     gain = 1.0 - then_s / now_s
     predicted = {"step_time_ratio": then_s / now_s}
     if gain < options.min_gain:
-        return Decision(None, f"a new split would save {gain:.1%} of the compute time, below {options.min_gain:.0%}", predicted)
+        return Decision(
+            None,
+            f"a new split would save {gain:.1%} of the compute time, below {options.min_gain:.0%}",
+            predicted,
+        )
     named = ", ".join(f"{w} {speeds[w]:.3g}/s" for w in sorted(speeds))
-    return Decision(wanted, f"samples per second {named}: split by speed saves {gain:.1%} of the compute time", predicted)
+    return Decision(
+        wanted, f"samples per second {named}: split by speed saves {gain:.1%} of the compute time", predicted
+    )
 
 
 def _floored(shares: dict[str, float], floor: float) -> dict[str, float]:

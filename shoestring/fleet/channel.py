@@ -107,7 +107,7 @@ class UnixChannel:
         except (OSError, msgspec.DecodeError, TransportError) as error:
             self.close()
             raise TransportError(
-                f"{type(request).__name__} got no answer through {self._path}: {error or type(error).__name__}",
+                f"{type(request).__name__} got no answer through {self._path}: {error}",
                 "send it again; if it stays so, look into the run's log directory",
             ) from error
 

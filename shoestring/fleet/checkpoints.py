@@ -106,7 +106,9 @@ class DiskKeeper:
             aside.rename(final)
             _sync_directory(self.root)
         except OSError as error:
-            raise CheckpointError(f"cannot commit the checkpoint {final}: {error}", "free some space there") from error
+            raise CheckpointError(
+                f"cannot commit the checkpoint {final}: {error}", "free some space there"
+            ) from error
         self._drop_old()
         return sum(size for size, _ in manifest.files.values())
 
@@ -116,7 +118,7 @@ class DiskKeeper:
 
     def newest(self) -> Found:
         """Check from the newest down until one is intact."""
-        damaged = []
+        damaged: list[tuple[str, str]] = []
         for path in sorted(self.root.glob("step-????????"), reverse=True):
             reason = self._distrusted[path.name] if path.name in self._distrusted else ""
             manifest, reason = (None, reason) if reason else read_manifest(path)

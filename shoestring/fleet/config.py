@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from shoestring.base.config import Config
 from shoestring.control.controller import ControlConfig
 
@@ -10,7 +12,7 @@ class MemberConfig(Config):
     """How workers are watched and restarted.
 
     Attributes:
-        workers: how many workers to run.
+        workers: how many workers to run; 0: the plan decides.
         heartbeat_s: a worker says that often that it lives.
         heartbeat_timeout_s: silence that long means hung (stopped, swapped out, cut off).
         hang_timeout_s: a single phase of own work that lasts longer means hung.
@@ -69,7 +71,13 @@ class DrillConfig(Config):
 
 
 class FleetConfig(Config):
-    """All that the coordinator goes by."""
+    """All that the fleet goes by.
+
+    `transport`: `inprocess` runs one worker in the process that was started, `local` runs worker
+    processes on this machine, `ray` runs them on a Ray cluster; `auto` takes the least that serves.
+    """
+
+    transport: Literal["auto", "inprocess", "local", "ray"] = "auto"
 
     members: MemberConfig = MemberConfig()
     pace: PaceConfig = PaceConfig()

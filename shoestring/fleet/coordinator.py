@@ -63,7 +63,13 @@ class Coordinator:
     """
 
     def __init__(
-        self, config: FleetConfig, ledger: DurableLedger, keeper: Keeper, log: Log, now: float, resumed: bool = False
+        self,
+        config: FleetConfig,
+        ledger: DurableLedger,
+        keeper: Keeper,
+        log: Log,
+        now: float,
+        resumed: bool = False,
     ) -> None:
         names = tuple(f"w{i}" for i in range(config.members.workers))
         self._config = config
@@ -109,7 +115,10 @@ class Coordinator:
             if self._round is not None:
                 self._drill()
             if (error := self._members.hopeless()) and not self._outcome:
-                self._fail(f"every worker was given up; the last error:\n{error}", "mend the cause, then resume the run")
+                self._fail(
+                    f"every worker was given up; the last error:\n{error}",
+                    "mend the cause, then resume the run",
+                )
         except ShoestringError as problem:
             self._fail(problem.what, problem.todo)
 
@@ -121,7 +130,9 @@ class Coordinator:
         """
         self._kept.members = self._members.snapshot()
         # Whole seconds are enough for the budget, and keep idle calls free of disk writes.
-        kept = msgspec.msgpack.encode(msgspec.structs.replace(self._kept, elapsed_s=float(int(self._kept.elapsed_s))))
+        kept = msgspec.msgpack.encode(
+            msgspec.structs.replace(self._kept, elapsed_s=float(int(self._kept.elapsed_s)))
+        )
         if kept != self._flushed:
             self._ledger.put_meta("coordinator", kept)
             self._flushed = kept
@@ -132,13 +143,22 @@ class Coordinator:
         """`finished`, `interrupted` or `failed` once the run is over, else empty."""
         return self._outcome
 
+    @property
+    def standing(self) -> tuple[int, int]:
+        """(number of the round in progress or -1, newest step that every member has applied)."""
+        return (self._round.round_id if self._round is not None else -1), self._kept.confirmed
+
     # --- workers ---------------------------------------------------------------------------
 
     def _join(self, now: float, request: m.Join) -> m.Reply:
         if not self._members.current(request.worker, request.incarnation):
             return m.Dismissed("another process has taken this worker's place")
         round_ = self._round
-        if round_ is not None and request.worker in round_.members and self._members[request.worker].state == "active":
+        if (
+            round_ is not None
+            and request.worker in round_.members
+            and self._members[request.worker].state == "active"
+        ):
             if request.last_round < round_.round_id:
                 return round_.message(request.worker)
             self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
@@ -162,7 +182,9 @@ class Coordinator:
             self._monitor.observe(now, request.worker, request.report.samples, request.report.compute_s)
         round_.note_applied(request.worker, request.step, request.report)
         self._confirm(now, round_)
-        reply = self._stepper.boundary(now, round_, request.worker, request.step, self._stop_reason, self._kept)
+        reply = self._stepper.boundary(
+            now, round_, request.worker, request.step, self._stop_reason, self._kept
+        )
         if isinstance(reply, m.Stop):
             self._end()
         if isinstance(reply, m.Regroup):
@@ -190,7 +212,9 @@ class Coordinator:
 
     def _bad_checkpoint(self, now: float, request: m.BadCheckpoint) -> m.Reply:
         self._keeper.distrust(request.path, request.error)
-        self._note("fault", f"checkpoint {request.path} cannot be restored: {request.error}", worker=request.worker)
+        self._note(
+            "fault", f"checkpoint {request.path} cannot be restored: {request.error}", worker=request.worker
+        )
         self._break_round(now, "its checkpoint cannot be restored")
         return m.Ack()
 
@@ -255,17 +279,30 @@ class Coordinator:
 
     def _status(self, now: float) -> m.Status:
         counts = self._ledger.counts()
-        workers = {
-            name: {"state": self._members[name].state, "phase": self._members[name].phase} | self._stepper.speed(now, name)
+        workers: dict[str, dict[str, float | str]] = {
+            name: {
+                "state": self._members[name].state,
+                "phase": self._members[name].phase,
+                **self._stepper.speed(now, name),
+            }
             for name in self._members.named("absent", "starting", "waiting", "active", "given_up")
         }
         told, self._messages = tuple(self._messages), []
         done_share = self._progress()
         return m.Status(
-            step=self._kept.confirmed, progress=done_share, elapsed_s=self._kept.elapsed_s,
-            eta_s=pace.remaining_s(done_share, self._kept.elapsed_s), metrics=self._stepper.metrics,
-            rates=self._stepper.rates(), workers=workers, todo=counts.todo, doing=counts.doing, done=counts.done,
-            dead=counts.dead, round_id=self._kept.round_id, messages=told,
+            step=self._kept.confirmed,
+            progress=done_share,
+            elapsed_s=self._kept.elapsed_s,
+            eta_s=pace.remaining_s(done_share, self._kept.elapsed_s),
+            metrics=self._stepper.metrics,
+            rates=self._stepper.rates(),
+            workers=workers,
+            todo=counts.todo,
+            doing=counts.doing,
+            done=counts.done,
+            dead=counts.dead,
+            round_id=self._kept.round_id,
+            messages=told,
         )
 
     # --- rounds --------------------------------------------------------------------------------
@@ -279,14 +316,23 @@ class Coordinator:
         step, checkpoint = formed.step, ""
         if formed.source_rank < 0:
             step, checkpoint = self._roll_back()
+            self._stepper.restored(now, step)
         self._ledger.release_tags(now, step)
         self._kept.round_id += 1
-        self._round = RoundState(self._kept.round_id, formed.members, step, formed.source_rank, checkpoint, now)
+        self._round = RoundState(
+            self._kept.round_id, formed.members, step, formed.source_rank, checkpoint, now
+        )
         self._controller.regroup(formed.members)
         since = now - self._broken_at_s if self._broken_at_s is not None else 0.0
         self._log.append(
-            "round", round_id=self._kept.round_id, members=list(formed.members), step=step, reform_s=round(since, 4),
-            source=formed.members[formed.source_rank] if formed.source_rank >= 0 else (checkpoint or "seed"),
+            "round",
+            round_id=self._kept.round_id,
+            members=list(formed.members),
+            step=step,
+            reform_s=round(since, 4),
+            state_from=formed.members[formed.source_rank]
+            if formed.source_rank >= 0
+            else (checkpoint or "seed"),
             reason=self._break_reason,
         )
         self._broken_at_s = None
@@ -297,8 +343,9 @@ class Coordinator:
         for path, reason in found.damaged:
             self._note("fault", f"checkpoint {path} is damaged and was passed over: {reason}")
         if found.manifest is None and found.damaged:
+            path, reason = found.damaged[0]
             raise CheckpointError(
-                f"all {len(found.damaged)} checkpoints are damaged: {found.damaged[0][0]}: {found.damaged[0][1]}",
+                f"all {len(found.damaged)} checkpoints are damaged: {path}: {reason}",
                 "mend the disk, or remove the run's checkpoints directory to start again from step 0",
             )
         if found.manifest is None:
@@ -308,7 +355,12 @@ class Coordinator:
         self._ledger.replace(found.manifest.ledger)
         self._kept.confirmed = found.manifest.step
         self._kept.elapsed_s = max(self._kept.elapsed_s, found.manifest.elapsed_s)
-        self._log.append("decision", action="restore", step=found.manifest.step, reason=f"no worker holds state: {found.path}")
+        self._log.append(
+            "decision",
+            action="restore",
+            step=found.manifest.step,
+            reason=f"no worker holds state: {found.path}",
+        )
         return found.manifest.step, found.path
 
     def _break_round(self, now: float, reason: str) -> None:
@@ -336,8 +388,12 @@ class Coordinator:
         state = self._members[name].state
         what = self._members.lost(now, name, error, self._kept.confirmed)
         self._monitor.forget(name)
-        self._note("fault", f"{name} is gone ({error.strip().splitlines()[-1] if error.strip() else 'no error'}): {what}",
-                   worker=name, detail=error)
+        self._note(
+            "fault",
+            f"{name} is gone ({error.strip().splitlines()[-1] if error.strip() else 'no error'}): {what}",
+            worker=name,
+            detail=error,
+        )
         if state == "active" and self._round is not None and name in self._round.members:
             self._break_round(now, f"{name} is gone")
 
@@ -348,7 +404,9 @@ class Coordinator:
             self._break_round(now, f"{name} {reason}")
 
     def _drill(self) -> None:
-        name, reason = drill.due(self._progress(), self._members.named("active"), self._kept.drilled, self._config.drill)
+        name, reason = drill.due(
+            self._progress(), self._members.named("active"), self._kept.drilled, self._config.drill
+        )
         if name:
             self._kept.drilled = True
             self._members.doom(name, reason)
@@ -389,12 +447,23 @@ class Coordinator:
         self._break_reason = "the coordinator came back"
         if not resumed:
             self._members.restore(now, self._kept.members)
-            self._log.append("fault", reason="the coordinator came back from the store", step=self._kept.confirmed)
+            self._log.append(
+                "fault", reason="the coordinator came back from the store", step=self._kept.confirmed
+            )
 
     def _handler_table(self) -> dict[type[m.Message], Callable[[float, Any], m.Reply]]:
         return {
-            m.Join: self._join, m.Next: self._next, m.Failed: self._failed, m.Saved: self._saved,
-            m.BadCheckpoint: self._bad_checkpoint, m.Heartbeat: self._heartbeat, m.Crashed: self._crashed,
-            m.KvSet: self._kv_set, m.KvGet: self._kv_get, m.KvAdd: self._kv_add, m.Lease: self._lease,
-            m.Done: self._done, m.SupervisorTick: self._supervise,
+            m.Join: self._join,
+            m.Next: self._next,
+            m.Failed: self._failed,
+            m.Saved: self._saved,
+            m.BadCheckpoint: self._bad_checkpoint,
+            m.Heartbeat: self._heartbeat,
+            m.Crashed: self._crashed,
+            m.KvSet: self._kv_set,
+            m.KvGet: self._kv_get,
+            m.KvAdd: self._kv_add,
+            m.Lease: self._lease,
+            m.Done: self._done,
+            m.SupervisorTick: self._supervise,
         }

@@ -65,7 +65,11 @@ class Membership:
     def current(self, name: str, incarnation: int) -> bool:
         """Whether this is the living incarnation of a known worker."""
         member = self._members[name] if name in self._members else None
-        return member is not None and member.incarnation == incarnation and member.state not in ("absent", "given_up")
+        return (
+            member is not None
+            and member.incarnation == incarnation
+            and member.state not in ("absent", "given_up")
+        )
 
     def named(self, *states: State) -> tuple[str, ...]:
         """Names of the members in one of these states, sorted."""
@@ -111,6 +115,15 @@ class Membership:
         if member.state != "waiting":
             member.since_s = now
         member.state, member.step, member.last_round, member.heard_s = "waiting", step, last_round, now
+
+    def acknowledged(self, name: str, round_id: int) -> None:
+        """A worker has acted in this round: what it sent before the round can only be a late copy."""
+        member = self._members[name]
+        member.last_round = max(member.last_round, round_id)
+
+    def is_echo(self, name: str, last_round: int) -> bool:
+        """Whether a `Join` is a late copy from before a round in which this worker has acted since."""
+        return last_round < self._members[name].last_round
 
     def advanced(self, name: str, step: int) -> None:
         """A worker has applied `step`; enough of them in a row and its failures are forgotten."""
@@ -179,7 +192,10 @@ class Membership:
 
     def snapshot(self) -> bytes:
         """What must survive the coordinator: incarnations and who was alive."""
-        rows = [(m.name, m.incarnation, m.state, m.start_at_s, m.failures, m.doomed) for m in self._members.values()]
+        rows = [
+            (m.name, m.incarnation, m.state, m.start_at_s, m.failures, m.doomed, m.last_round)
+            for m in self._members.values()
+        ]
         return msgspec.msgpack.encode(rows)
 
     def restore(self, now: float, data: bytes) -> None:
@@ -190,6 +206,12 @@ class Membership:
                 continue
             alive = state in ("waiting", "active")
             self._members[name] = Member(
-                name, incarnation, "active" if alive else state, since_s=now, heard_s=now,
-                start_at_s=min(start_at_s, now + self._config.backoff_max_s), failures=failures, doomed=doomed,
+                name,
+                incarnation,
+                "active" if alive else state,
+                since_s=now,
+                heard_s=now,
+                start_at_s=min(start_at_s, now + self._config.backoff_max_s),
+                failures=failures,
+                doomed=doomed,
             )

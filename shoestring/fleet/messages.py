@@ -38,7 +38,8 @@ class StepReport(Message, frozen=True):
 
     `samples` positions used; `compute_s` its own work without waiting for others (the batch
     processing time); `exchange_s` time in collectives; `failed`: (position, error) pairs that
-    could not be used; `metrics`: of the whole global batch, equal on every worker.
+    could not be used; `metrics` and `counts` (what is summed up to rates, e.g. tokens): of the
+    whole global batch, equal on every worker.
     """
 
     samples: int
@@ -47,6 +48,7 @@ class StepReport(Message, frozen=True):
     memory_bytes: int = 0
     failed: tuple[tuple[int, str], ...] = ()
     metrics: dict[str, float] = {}
+    counts: dict[str, float] = {}
 
 
 class Next(Message, frozen=True):
@@ -304,12 +306,35 @@ class Refused(Message, frozen=True):
 
 
 Request = (
-    Join | Next | Failed | Saved | BadCheckpoint | Heartbeat | Crashed
-    | KvSet | KvGet | KvAdd | Lease | Done | SupervisorTick
+    Join
+    | Next
+    | Failed
+    | Saved
+    | BadCheckpoint
+    | Heartbeat
+    | Crashed
+    | KvSet
+    | KvGet
+    | KvAdd
+    | Lease
+    | Done
+    | SupervisorTick
 )
 Reply = (
-    Wait | Round | Order | Save | Regroup | Dismissed | Stop | Ack | Committed | Value | Leased | DoneReply
-    | SupervisorOrders | Refused
+    Wait
+    | Round
+    | Order
+    | Save
+    | Regroup
+    | Dismissed
+    | Stop
+    | Ack
+    | Committed
+    | Value
+    | Leased
+    | DoneReply
+    | SupervisorOrders
+    | Refused
 )
 
 _ENCODER = msgspec.msgpack.Encoder()

@@ -54,8 +54,21 @@ class RoundState:
     def message(self, name: str) -> Round:
         """What the member `name` is told about this round."""
         return Round(
-            self.round_id, self.members.index(name), self.members, self.step, self.source_rank, self.checkpoint
+            self.round_id,
+            self.members.index(name),
+            self.members,
+            self.step,
+            self.source_rank,
+            self.checkpoint,
         )
+
+    def is_echo(self, name: str, step: int) -> bool:
+        """Whether a `Next` for `step` is a late copy: this member was heard at a later step already."""
+        return step < max(self.step, self.applied[name] if name in self.applied else -1)
+
+    def newest_step(self) -> int:
+        """The newest step that a member of this round can have applied."""
+        return max(self.plans, default=self.step)
 
     def note_applied(self, name: str, step: int, report: StepReport | None) -> None:
         """A member has applied `step`; repeated and late messages change nothing."""

@@ -48,7 +48,12 @@ class Seat:
     """
 
     def __init__(
-        self, name: str, incarnation: int, open_channel: Callable[[], Channel], clock: Clock, heartbeat_s: float
+        self,
+        name: str,
+        incarnation: int,
+        open_channel: Callable[[], Channel],
+        clock: Clock,
+        heartbeat_s: float,
     ) -> None:
         self.name = name
         self.incarnation = incarnation
@@ -135,7 +140,8 @@ class Seat:
             except TransportError as error:
                 if self._clock.now() - silent_since_s > CALL_PATIENCE_S:
                     raise FleetError(
-                        f"{self.name} cannot reach the coordinator: {error.what}", "look at the run's log, then resume it"
+                        f"{self.name} cannot reach the coordinator: {error.what}",
+                        "look at the run's log, then resume it",
                     ) from error
                 self._clock.sleep(CALL_RETRY_S)
                 continue

@@ -27,8 +27,14 @@ class Stepper:
     """Decides each boundary once, and settles the ledger when all members have applied a step."""
 
     def __init__(
-        self, config: FleetConfig, ledger: DurableLedger, keeper: Keeper, log: Log,
-        monitor: Monitor, controller: Controller, now: float,
+        self,
+        config: FleetConfig,
+        ledger: DurableLedger,
+        keeper: Keeper,
+        log: Log,
+        monitor: Monitor,
+        controller: Controller,
+        now: float,
     ) -> None:
         self._config = config
         self._ledger = ledger
@@ -36,7 +42,7 @@ class Stepper:
         self._log = log
         self._monitor = monitor
         self._controller = controller
-        self._saved_step, self._saved_s = -1, now
+        self._saved_step, self._saved_s = 0, now  # step 0 can be made again from the seed
         self._recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=RATE_STEPS)
         self.metrics: dict[str, float] = {}
         self.last_save_ok = True
@@ -47,6 +53,10 @@ class Stepper:
         total = counts.todo + counts.doing + counts.done + counts.dead
         consumed = (counts.done + counts.dead) / total if total else 1.0
         return pace.progress(kept.confirmed, kept.elapsed_s, consumed, self._config.pace)
+
+    def restored(self, now: float, step: int) -> None:
+        """The fleet starts again from the checkpoint of `step` (0: from the seed); newer ones are void."""
+        self._saved_step, self._saved_s = step, now
 
     def close(self, round_: RoundState, reason: str) -> None:
         """End the round at its next boundary."""
@@ -91,8 +101,11 @@ class Stepper:
         self._ledger.fail_tagged(now, request.step, request.worker, dict(request.failures))
         dead = self._ledger.counts().dead - before
         self._log.append(
-            "fault", step=request.step, worker=request.worker, failed=[list(f) for f in request.failures],
-            reason=f"{len(request.failures)} samples failed, {dead} of them for good: {request.failures[0][1]}",
+            "fault",
+            step=request.step,
+            worker=request.worker,
+            failed=[list(f) for f in request.failures],
+            reason=f"{len(request.failures)} samples failed, {dead} for good: {request.failures[0][1]}",
         )
 
     # --- saving ------------------------------------------------------------------------------
@@ -110,7 +123,9 @@ class Stepper:
         saving = round_.saving
         if saving is None or saving.step != request.step:
             known = request.step in round_.saved
-            return m.Committed(request.step, round_.saved[request.step]) if known else m.Regroup("no such save")
+            return (
+                m.Committed(request.step, round_.saved[request.step]) if known else m.Regroup("no such save")
+            )
         saving.parts[request.worker] = request
         if len(saving.parts) < len(round_.members):
             return m.Wait(RETRY_S)
@@ -139,15 +154,21 @@ class Stepper:
         round_.saved[saving.step] = self.last_save_ok = True
         self._saved_step, self._saved_s = saving.step, now
         self._log.append(
-            "checkpoint", step=saving.step, size_bytes=size_bytes, pause_s=round(now - saving.began_s, 4),
-            path=saving.directory.removesuffix(".tmp"), reason=saving.reason,
+            "checkpoint",
+            step=saving.step,
+            size_bytes=size_bytes,
+            pause_s=round(now - saving.began_s, 4),
+            path=saving.directory.removesuffix(".tmp"),
+            reason=saving.reason,
         )
 
     def _save_failed(self, now: float, round_: RoundState, step: int, error: str) -> None:
         self._keeper.abandon(step)
         round_.saved[step] = self.last_save_ok = False
         self._saved_s = now  # the next try comes after a full interval, not at once
-        self._log.append("fault", step=step, reason=f"checkpoint failed, the run goes on with the one before: {error}")
+        self._log.append(
+            "fault", step=step, reason=f"checkpoint failed, the run goes on with the one before: {error}"
+        )
 
     # --- planning ----------------------------------------------------------------------------
 
@@ -169,8 +190,13 @@ class Stepper:
             return
         shares = {w: round(s, 4) for w, s in self._controller.shares.items()}
         self._log.append(
-            "decision", step=step, action="adjust_batch" if decision.shares else "none", reason=decision.reason,
-            shares=shares, predicted=decision.predicted, policy=self._config.control.policy,
+            "decision",
+            step=step,
+            action="adjust_batch" if decision.shares else "none",
+            reason=decision.reason,
+            shares=shares,
+            predicted=decision.predicted,
+            policy=self._config.control.policy,
         )
 
     def _end_reason(self, kept: Persisted) -> str:
@@ -178,7 +204,11 @@ class Stepper:
             return "all samples are done"
         bound = self._config.pace
         if (bound.steps or bound.budget_s) and self.progress(kept) >= 1:
-            return "all steps are done" if bound.steps and kept.confirmed >= bound.steps else "the time budget is spent"
+            return (
+                "all steps are done"
+                if bound.steps and kept.confirmed >= bound.steps
+                else "the time budget is spent"
+            )
         return ""
 
     # --- records -------------------------------------------------------------------------------
@@ -190,14 +220,26 @@ class Stepper:
         first = reports[min(reports)]
         self.metrics = dict(first.metrics)
         plan = round_.plans[step] if step in round_.plans else None
-        self._recent.append((now, {"samples": float(sum(r.samples for r in reports.values())), **first.counts}))
+        self._recent.append(
+            (now, {"samples": float(sum(r.samples for r in reports.values())), **first.counts})
+        )
         self._log.append(
-            "step", step=step, round_id=round_.round_id, metrics=first.metrics, counts=first.counts,
-            batch=sum(plan.samples.values()) if plan else 0, took_s=round(now - plan.at_s, 5) if plan else 0.0,
-            todo=self._ledger.counts().todo, done=self._ledger.counts().done,
+            "step",
+            step=step,
+            round_id=round_.round_id,
+            metrics=first.metrics,
+            counts=first.counts,
+            batch=sum(plan.samples.values()) if plan else 0,
+            took_s=round(now - plan.at_s, 5) if plan else 0.0,
+            todo=self._ledger.counts().todo,
+            done=self._ledger.counts().done,
             workers={
-                name: {"samples": r.samples, "compute_s": round(r.compute_s, 5), "exchange_s": round(r.exchange_s, 5),
-                       "memory_bytes": r.memory_bytes}
+                name: {
+                    "samples": r.samples,
+                    "compute_s": round(r.compute_s, 5),
+                    "exchange_s": round(r.exchange_s, 5),
+                    "memory_bytes": r.memory_bytes,
+                }
                 for name, r in sorted(reports.items())
             },
         )
@@ -214,5 +256,8 @@ class Stepper:
     def speed(self, now: float, name: str) -> dict[str, float | str]:
         """One worker's batch time (s) and samples per second over the short window."""
         view = self._monitor.view(now, (name,))[name]
-        return {"batch_time_s": view.short.batch_time_s, "samples_per_s": view.short.samples_per_s,
-                "samples": float(view.last.samples) if view.last else 0.0}
+        return {
+            "batch_time_s": view.short.batch_time_s,
+            "samples_per_s": view.short.samples_per_s,
+            "samples": float(view.last.samples) if view.last else 0.0,
+        }
