@@ -8,7 +8,7 @@ JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-rules venv clean
+.PHONY: help demo test test-faults test-rules format venv clean
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -24,6 +24,9 @@ test-faults: $(STAMP) ## only the tests that kill, hang and starve real processe
 
 test-rules: $(STAMP) ## only the house rules: imports, sizes, types, style
 	@$(PYTEST) tests/rules $(ARGS)
+
+format: $(STAMP) ## ruff's formatter and its safe fixes
+	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix .
 
 bench-%: $(STAMP) ## a benchmark by name; QUICK=1 ends within 50 s
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*) $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
