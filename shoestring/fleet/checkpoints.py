@@ -89,6 +89,8 @@ class DiskKeeper:
     def commit(self, manifest: Manifest) -> int:
         """Write the manifest, sync, rename, drop what is older than the last `keep`.
 
+        What lies beyond this step belongs to a past that the run has left, and is put aside.
+
         Raises:
             CheckpointError: the disk is full, or a file has not the size that its worker reported.
         """
@@ -105,11 +107,11 @@ class DiskKeeper:
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
             _sync_directory(self.root)
+            self._drop_others(final)
         except OSError as error:
             raise CheckpointError(
                 f"cannot commit the checkpoint {final}: {error}", "free some space there"
             ) from error
-        self._drop_old()
         return sum(size for size, _ in manifest.files.values())
 
     def abandon(self, step: int) -> None:
@@ -134,9 +136,22 @@ class DiskKeeper:
     def _aside(self, step: int) -> Path:
         return self.root / f"step-{step:08d}.tmp"
 
-    def _drop_old(self) -> None:
+    def _drop_others(self, newest: Path) -> None:
+        """Keep the last `keep` up to `newest`.
+
+        A later step than the newest commit is one that the run could not restore and went back
+        from. It is put aside as `.left`: it must neither count among the last nor come back.
+        """
+        for path in sorted(self.root.glob("step-????????")):
+            if path.name > newest.name:
+                left = path.with_name(f"{path.name}.left")
+                shutil.rmtree(left, ignore_errors=True)
+                path.rename(left)
         for path in sorted(self.root.glob("step-????????"))[: -self.keep]:
             shutil.rmtree(path, ignore_errors=True)
+        for path in self.root.glob("step-????????.left"):
+            if path.name < newest.name:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def read_manifest(path: Path, verify: bool = True) -> tuple[Manifest | None, str]:

@@ -85,7 +85,7 @@ class Coordinator:
         self._outcome = self._error = self._todo = ""
         self._broken_at_s: float | None = now
         self._break_reason = "start"
-        self._last_now = now
+        self._last_now = self._last_tick_s = now
         self._messages: list[str] = []
         self._handlers = self._handler_table()
         self._kept = Persisted()
@@ -108,6 +108,7 @@ class Coordinator:
         """What happens by itself: hung workers, expired leases, rounds that can form."""
         self._pass_time(now)
         try:
+            self._excuse(now)
             for name, reason in self._members.find_hung(now).items():
                 self._doom(now, name, f"hung: {reason}")
             self._ledger.expire(now)
@@ -153,6 +154,8 @@ class Coordinator:
     def _join(self, now: float, request: m.Join) -> m.Reply:
         if not self._members.current(request.worker, request.incarnation):
             return m.Dismissed("another process has taken this worker's place")
+        if self._members.is_echo(request.worker, request.last_round):
+            return m.Wait(RETRY_S)  # nobody waits for this answer any more
         round_ = self._round
         if (
             round_ is not None
@@ -164,6 +167,8 @@ class Coordinator:
             self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
         if self._outcome:
             return m.Stop(self._outcome)
+        if request.last_round < self._members[request.worker].last_round:
+            return m.Wait(RETRY_S)  # an old copy: the worker has been in a later round since
         self._members.join(now, request.worker, request.step, request.last_round)
         if self._round is not None:
             self._stepper.close(self._round, f"{request.worker} has arrived")
@@ -176,6 +181,14 @@ class Coordinator:
         round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
         if round_ is None:
             return refusal
+        if round_.is_echo(request.worker, request.step):
+            return m.Wait(RETRY_S)  # a late copy must not plan a step that is long over
+        if request.step > round_.newest_step():
+            self._doom(now, request.worker, f"claims step {request.step}, which its round has not planned")
+            return m.Dismissed("this state belongs to a past that the fleet has left")
+        if request.worker in round_.applied and request.step < round_.applied[request.worker]:
+            # An old copy of a message: planning its step again would lease samples that nobody uses.
+            return m.Wait(RETRY_S)
         self._members.heard(now, request.worker, "next", 0.0)
         self._members.advanced(request.worker, request.step)
         if request.report is not None and request.step not in self._seen_reports(round_, request.worker):
@@ -211,11 +224,15 @@ class Coordinator:
         return self._stepper.saved(now, round_, request, self._kept)
 
     def _bad_checkpoint(self, now: float, request: m.BadCheckpoint) -> m.Reply:
+        round_, _ = self._round_of(request.worker, request.incarnation, request.round_id)
+        if round_ is None or round_.checkpoint != request.path:
+            return m.Ack()  # a late copy: that round is over, and its checkpoint may be good by now
         self._keeper.distrust(request.path, request.error)
         self._note(
             "fault", f"checkpoint {request.path} cannot be restored: {request.error}", worker=request.worker
         )
-        self._break_round(now, "its checkpoint cannot be restored")
+        if self._round is not None and self._round.round_id == request.round_id:
+            self._break_round(now, "its checkpoint cannot be restored")
         return m.Ack()
 
     def _heartbeat(self, now: float, request: m.Heartbeat) -> m.Reply:
@@ -377,6 +394,7 @@ class Coordinator:
             return None, m.Stop(self._outcome)
         if self._round is None or self._round.round_id != round_id or worker not in self._round.members:
             return None, m.Regroup("this round is over")
+        self._members.acknowledged(worker, round_id)
         return self._round, m.Ack()
 
     def _confirm(self, now: float, round_: RoundState) -> None:
@@ -433,6 +451,13 @@ class Coordinator:
     def _progress(self) -> float:
         return self._stepper.progress(self._kept)
 
+    def _excuse(self, now: float) -> None:
+        """While this process itself stood still, nobody could be heard: that is not their silence."""
+        stalled_s = now - self._last_tick_s
+        if stalled_s > self._config.members.heartbeat_timeout_s / 2:
+            self._members.excuse(stalled_s)
+        self._last_tick_s = now
+
     def _pass_time(self, now: float) -> None:
         # The time without any coordinator is nobody's: it must not eat the training budget.
         if self._round is not None or self._kept.confirmed:
@@ -445,8 +470,8 @@ class Coordinator:
             return
         self._kept = msgspec.msgpack.decode(data, type=Persisted)
         self._break_reason = "the coordinator came back"
+        self._members.restore(now, self._kept.members, all_dead=resumed)
         if not resumed:
-            self._members.restore(now, self._kept.members)
             self._log.append(
                 "fault", reason="the coordinator came back from the store", step=self._kept.confirmed
             )

@@ -109,6 +109,11 @@ class Membership:
         member = self._members[name]
         member.heard_s, member.phase, member.phase_s = now, phase, phase_s
 
+    def excuse(self, stalled_s: float) -> None:
+        """Nobody could be heard for `stalled_s`: count everyone's silence without it."""
+        for member in self._members.values():
+            member.heard_s += stalled_s
+
     def join(self, now: float, name: str, step: int, last_round: int) -> None:
         """A worker waits for a round with state of `step` (-1: none)."""
         member = self._members[name]
@@ -198,11 +203,18 @@ class Membership:
         ]
         return msgspec.msgpack.encode(rows)
 
-    def restore(self, now: float, data: bytes) -> None:
-        """Take over from a coordinator that died; whoever lived is expected to join again."""
-        rows = msgspec.msgpack.decode(data, type=list[tuple[str, int, State, float, list[Failure], str]])
-        for name, incarnation, state, start_at_s, failures, doomed in rows:
+    def restore(self, now: float, data: bytes, all_dead: bool = False) -> None:
+        """Take over from a coordinator that died; whoever lived is expected to join again.
+
+        With `all_dead` nobody lives and everybody gets a new chance. The numbers of incarnations go
+        on even then, so that a message that is still under way from before can never be mistaken.
+        """
+        rows = msgspec.msgpack.decode(data, type=list[tuple[str, int, State, float, list[Failure], str, int]])
+        for name, incarnation, state, start_at_s, failures, doomed, last_round in rows:
             if name not in self._members:
+                continue
+            if all_dead:
+                self._members[name].incarnation = incarnation
                 continue
             alive = state in ("waiting", "active")
             self._members[name] = Member(
@@ -214,4 +226,5 @@ class Membership:
                 start_at_s=min(start_at_s, now + self._config.backoff_max_s),
                 failures=failures,
                 doomed=doomed,
+                last_round=last_round,
             )

@@ -123,6 +123,7 @@ class _Conversation:
     sent: m.SupervisorTick | None = None
     sent_s: float = 0.0
     up: bool = False
+    answered: bool = False
     started_s: float = 0.0
     restart_at_s: float = 0.0
     failures: list[Failure] = field(default_factory=list)
@@ -197,7 +198,8 @@ class Supervisor:
         talk = self._talk
         if not talk.up:
             if now >= talk.restart_at_s:
-                self._host.start_coordinator(first=False)
+                # Without an answer there was no order to start anybody: still nobody can be alive.
+                self._host.start_coordinator(first=not talk.answered)
                 talk.up, talk.started_s = True, now
             return None
         if talk.sent is not None and now - talk.sent_s > self._config.hang_timeout_s:
@@ -235,7 +237,7 @@ class Supervisor:
             return None
         if orders is not None:
             self._unreported = [e for e in self._unreported if e not in talk.sent.exits]
-            talk.sent = None
+            talk.sent, talk.answered = None, True
         return orders
 
     # --- workers ---------------------------------------------------------------------------
