@@ -94,10 +94,16 @@ def proportional(
 
 def _floored(shares: dict[str, float], floor: float) -> dict[str, float]:
     """Raise shares below `floor` to it and take what that costs from the others in proportion."""
-    low = {w for w, share in shares.items() if share < floor}
-    rest = sum(share for w, share in shares.items() if w not in low)
-    left = 1.0 - floor * len(low)
-    return {w: floor if w in low else share * left / rest for w, share in shares.items()}
+    low: set[str] = set()
+    while True:
+        rest = sum(share for w, share in shares.items() if w not in low)
+        left = 1.0 - floor * len(low)
+        raised = {w: floor if w in low else share * left / rest for w, share in shares.items()}
+        # Paying for the others may push one more below the floor; each turn fixes at least one.
+        below = {w for w, share in raised.items() if share < floor}
+        if not below - low:
+            return raised
+        low |= below
 
 
 def split(total: int, shares: dict[str, float]) -> dict[str, int]:

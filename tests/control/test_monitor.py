@@ -1,0 +1,55 @@
+"""Windows forget what is old and keep exact sums of what is not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shoestring.control.monitor import Monitor
+
+
+def test_the_short_window_forgets_and_the_long_one_remembers() -> None:
+    monitor = Monitor(short_s=10.0, long_s=100.0)
+    monitor.observe(0.0, "w0", samples=10, compute_s=1.0)
+    monitor.observe(20.0, "w0", samples=10, compute_s=2.0)
+    view = monitor.view(20.0, ("w0",))["w0"]
+    assert view.short.samples_per_s == pytest.approx(5.0)
+    assert view.short.batch_time_s == pytest.approx(2.0)
+    assert view.long.samples_per_s == pytest.approx(20 / 3)
+    assert view.last is not None and view.last.compute_s == 2.0
+
+
+def test_nothing_seen_and_everything_forgotten_look_the_same() -> None:
+    monitor = Monitor(10.0, 100.0)
+    monitor.observe(0.0, "w0", 10, 1.0)
+    views = monitor.view(1000.0, ("w0", "w1"))
+    assert views["w0"].short == views["w1"].short == views["w0"].long
+    assert views["w1"].short.samples_per_s == 0.0 and views["w1"].last is None
+
+
+@pytest.mark.parametrize(("samples", "compute_s"), [(0, 1.0), (5, 0.0), (-1, 1.0)])
+def test_a_step_without_work_says_nothing(samples: int, compute_s: float) -> None:
+    monitor = Monitor(10.0, 100.0)
+    monitor.observe(0.0, "w0", samples, compute_s)
+    assert monitor.view(0.0, ("w0",))["w0"].long.reports == 0
+
+
+def test_a_new_process_starts_with_a_clean_slate() -> None:
+    monitor = Monitor(10.0, 100.0)
+    monitor.observe(0.0, "w0", 10, 1.0)
+    monitor.forget("w0")
+    assert monitor.view(0.0, ("w0",))["w0"].last is None
+
+
+@given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 50), st.floats(0.01, 9)), min_size=1, max_size=60))
+def test_the_running_sums_equal_the_sums_over_the_window(steps: list[tuple[float, int, float]]) -> None:
+    monitor, now, seen = Monitor(7.0, 50.0), 0.0, []
+    for gap_s, samples, compute_s in steps:
+        now += gap_s
+        monitor.observe(now, "w0", samples, compute_s)
+        seen.append((now, samples, compute_s))
+    inside = [entry for entry in seen if entry[0] >= now - 7.0]
+    short = monitor.view(now, ("w0",))["w0"].short
+    assert (short.reports, short.samples) == (len(inside), sum(entry[1] for entry in inside))
+    assert short.compute_s == pytest.approx(sum(entry[2] for entry in inside))
