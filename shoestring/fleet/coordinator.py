@@ -167,8 +167,6 @@ class Coordinator:
             self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
         if self._outcome:
             return m.Stop(self._outcome)
-        if request.last_round < self._members[request.worker].last_round:
-            return m.Wait(RETRY_S)  # an old copy: the worker has been in a later round since
         self._members.join(now, request.worker, request.step, request.last_round)
         if self._round is not None:
             self._stepper.close(self._round, f"{request.worker} has arrived")
@@ -186,9 +184,6 @@ class Coordinator:
         if request.step > round_.newest_step():
             self._doom(now, request.worker, f"claims step {request.step}, which its round has not planned")
             return m.Dismissed("this state belongs to a past that the fleet has left")
-        if request.worker in round_.applied and request.step < round_.applied[request.worker]:
-            # An old copy of a message: planning its step again would lease samples that nobody uses.
-            return m.Wait(RETRY_S)
         self._members.heard(now, request.worker, "next", 0.0)
         self._members.advanced(request.worker, request.step)
         if request.report is not None and request.step not in self._seen_reports(round_, request.worker):
@@ -231,8 +226,7 @@ class Coordinator:
         self._note(
             "fault", f"checkpoint {request.path} cannot be restored: {request.error}", worker=request.worker
         )
-        if self._round is not None and self._round.round_id == request.round_id:
-            self._break_round(now, "its checkpoint cannot be restored")
+        self._break_round(now, "its checkpoint cannot be restored")
         return m.Ack()
 
     def _heartbeat(self, now: float, request: m.Heartbeat) -> m.Reply:
@@ -465,6 +459,7 @@ class Coordinator:
         self._last_now = now
 
     def _take_over(self, now: float, resumed: bool) -> None:
+        self._ledger.renew_all(now)
         data = self._ledger.get_meta("coordinator")
         if data is None:
             return
