@@ -1,0 +1,1 @@
+"""A seeded fake cluster on a virtual clock that runs the real ledger, membership, monitor and controller."""
