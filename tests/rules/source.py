@@ -10,6 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PRODUCT = ("shoestring", "recipes")
+MADE = {"runs", "build", "dist", "__pycache__", "shared"}
 EVERYTHING = (*PRODUCT, "benchmarks", "tests")
 
 
@@ -43,10 +44,16 @@ def python_files(folders: tuple[str, ...]) -> tuple[Source, ...]:
 
 
 def tracked_files() -> list[Path]:
-    """Every file that git tracks."""
+    """Every file that git tracks; in an unpacked archive, every file that no tool made."""
+    if not (ROOT / ".git").exists():
+        return [path for path in ROOT.rglob("*") if path.is_file() and not _is_made(path.relative_to(ROOT))]
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     paths = [ROOT / name for name in listed.stdout.decode().split("\0") if name]
     return [path for path in paths if path.is_file()]
+
+
+def _is_made(path: Path) -> bool:
+    return any(part.startswith(".") or part in MADE or part.endswith(".egg-info") for part in path.parts)
 
 
 def dotted(node: ast.AST) -> str:
