@@ -1,0 +1,1 @@
+"""Model code that knows one device only; no collectives, no processes (torch)."""

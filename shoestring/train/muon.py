@@ -1,0 +1,163 @@
+"""Muon for matrices and AdamW for the rest, as one optimizer.
+
+Muon (K. Jordan et al., 2024): momentum, then the nearest semi-orthogonal matrix by Newton-Schulz
+iterations in place of the raw update. AdamW: arXiv 1711.05101. The grouping, and the division of the
+Newton-Schulz work over ranks, are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Quintic coefficients of the published Muon: steep at zero, singular values end within about 0.7 .. 1.2.
+_QUINTIC = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
+    """Push all singular values of each matrix towards 1: [n, r, c] with r <= c -> the same shape.
+
+    Runs in the dtype of `matrices`; bf16 is enough, as only directions matter.
+
+    Args:
+        matrices: a batch of matrices.
+        steps: Newton-Schulz iterations.
+    """
+    a, b, c = _QUINTIC
+    norm = torch.linalg.vector_norm(matrices, dim=(-2, -1), keepdim=True, dtype=torch.float32)
+    x: Tensor = matrices / (norm + 1e-7).to(matrices.dtype)
+    for _ in range(steps):
+        gram = torch.bmm(x, x.transpose(1, 2))
+        poly = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.baddbmm(x, poly, x, beta=a)
+    return x
+
+
+def group_parameters(
+    named: Iterable[tuple[str, Tensor]], *, muon_lr: float, embed_lr: float, head_lr: float,
+    gain_lr: float, router_lr: float, weight_decay: float,
+) -> list[dict[str, Any]]:
+    """Sort a model's parameters: matrices inside layers to Muon; embedding, head, gains, routers to AdamW."""
+    names = {"muon": muon_lr, "embed": embed_lr, "head": head_lr, "gain": gain_lr, "router": router_lr}
+    members: dict[str, list[Tensor]] = {name: [] for name in names}
+    for name, parameter in named:
+        members[_kind(name, parameter)].append(parameter)
+    decay = {name: weight_decay if name == "muon" else 0.0 for name in names}
+    return [
+        {"params": members[name], "kind": name, "lr": lr, "weight_decay": decay[name]}
+        for name, lr in names.items()
+        if members[name]
+    ]
+
+
+def _kind(name: str, parameter: Tensor) -> str:
+    if parameter.dim() == 1:
+        return "gain"
+    if name == "embed":
+        return "embed"
+    if name.startswith("head"):
+        return "head"
+    return "router" if ".router." in name else "muon"
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """One step for all groups; groups of kind "muon" get Muon, all others AdamW.
+
+    A Muon tensor [..., r, c] is a batch of matrices. Its update is scaled by sqrt(max(1, r / c)).
+
+    Args:
+        params: groups from `group_parameters`.
+        momentum: of Muon (Nesterov).
+        betas, eps: of AdamW.
+        ns_steps: Newton-Schulz iterations.
+        dtype: of the Newton-Schulz products.
+        rank, world, exchange: with more than one worker, each orthogonalises its share of the matrices, and
+            `exchange` sums a flat tensor over workers in place. State stays whole on every worker, so that
+            workers may come and go.
+    """
+
+    def __init__(
+        self, params: Iterable[dict[str, Any]], *, momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-10, ns_steps: int = 5,
+        dtype: torch.dtype = torch.bfloat16,
+        rank: int = 0, world: int = 1, exchange: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        super().__init__(params, {"momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        self._ns_steps = ns_steps
+        self._dtype = dtype
+        self._rank, self._world, self._exchange = rank, world, exchange
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        for group in self.param_groups:
+            used = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if not used:
+                continue
+            if group["kind"] == "muon":
+                self._muon(used, group)
+            else:
+                self._adamw(used, group)
+
+    def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        beta1, beta2 = group["betas"]
+        for parameter in params:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["first"] = torch.zeros_like(parameter)
+                state["second"] = torch.zeros_like(parameter)
+            assert parameter.grad is not None
+            state["step"] += 1
+            count = float(state["step"])
+            state["first"].lerp_(parameter.grad, 1.0 - beta1)
+            state["second"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1.0 - beta2)
+            unbias = math.sqrt(1.0 - beta2**count)
+            denominator = state["second"].sqrt().add_(group["eps"] * unbias)
+            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+            rate = group["lr"] * unbias / (1.0 - beta1**count)
+            parameter.addcdiv_(state["first"], denominator, value=-rate)
+
+    def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
+        by_shape: dict[tuple[int, int], list[Tensor]] = {}
+        for parameter in params:
+            by_shape.setdefault((parameter.shape[-2], parameter.shape[-1]), []).append(parameter)
+        for (rows, columns), members in by_shape.items():
+            scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
+            moved = torch.cat([self._momentum(parameter, group["momentum"]) for parameter in members])
+            update = self._shared_orthogonalise(moved)
+            offset = 0
+            for parameter in members:
+                count = parameter.numel() // (rows * columns)
+                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+                parameter.add_(update[offset : offset + count].view_as(parameter), alpha=-scale)
+                offset += count
+
+    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
+        """Nesterov look-ahead of the running mean, as matrices [n, r, c] in the working dtype."""
+        state = self.state[parameter]
+        if not state:
+            state["first"] = torch.zeros_like(parameter)
+        assert parameter.grad is not None
+        state["first"].lerp_(parameter.grad, 1.0 - momentum)
+        ahead = torch.lerp(parameter.grad, state["first"], momentum)
+        return ahead.reshape(-1, parameter.shape[-2], parameter.shape[-1]).to(self._dtype)
+
+    def _shared_orthogonalise(self, matrices: Tensor) -> Tensor:
+        """Orthogonalise [n, r, c], each worker its share, so that the work is divided as the batch is."""
+        tall = matrices.shape[1] > matrices.shape[2]
+        wide = matrices.transpose(1, 2).contiguous() if tall else matrices
+        if self._exchange is None or self._world == 1:
+            out = orthogonalise(wide, self._ns_steps)
+        else:
+            count = wide.shape[0]
+            first, last = count * self._rank // self._world, count * (self._rank + 1) // self._world
+            out = torch.zeros(wide.shape, dtype=torch.float32, device=wide.device)
+            if last > first:
+                out[first:last] = orthogonalise(wide[first:last], self._ns_steps)
+            self._exchange(out)
+        return out.transpose(1, 2) if tall else out
