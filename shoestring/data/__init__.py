@@ -1,0 +1,1 @@
+"""The ledger of samples, its durable store, sources and readers of data."""
