@@ -1,1 +1,1 @@
-"""What each command does; `cli.COMMANDS` names the functions, and calls them by name of parameter."""
+"""What each command does; `cli` parses and comes here."""

@@ -37,16 +37,14 @@ class StepReport(Message, frozen=True):
     """What one worker did in one step.
 
     `samples` positions used; `compute_s` its own work without waiting for others (the batch
-    processing time); `exchange_s` time in collectives; `failed`: (position, error) pairs that
-    could not be used; `metrics` and `counts` (what is summed up to rates, e.g. tokens): of the
-    whole global batch, equal on every worker.
+    processing time); `exchange_s` time in collectives; `metrics` and `counts` (what is summed up to
+    rates, e.g. tokens): of the whole global batch, equal on every worker.
     """
 
     samples: int
     compute_s: float
     exchange_s: float
     memory_bytes: int = 0
-    failed: tuple[tuple[int, str], ...] = ()
     metrics: dict[str, float] = {}
     counts: dict[str, float] = {}
 

@@ -125,8 +125,8 @@ class Trainer:
             shown = self._update(sums, order)
         update_s = self._clock.now() - exchanged_s
         return m.StepReport(
-            used, own_s + update_s, exchanged_s - began_s - own_s, _memory_bytes(self._device),
-            shown, sums.counts(),
+            samples=used, compute_s=own_s + update_s, exchange_s=exchanged_s - began_s - own_s,
+            memory_bytes=_memory_bytes(self._device), metrics=shown, counts=sums.counts(),
         )
 
     def _contribute(self, ids: SampleIds, batch: Any, context: StepContext) -> LossOut:

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
+
+from shoestring.base.config import Config
 
 # Quintic coefficients of the published Muon: steep at zero, singular values end within about 0.7 .. 1.2.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -37,21 +40,56 @@ def orthogonalise(matrices: Tensor, steps: int) -> Tensor:
     return x
 
 
-def group_parameters(
-    named: Iterable[tuple[str, Tensor]], *, muon_lr: float, embed_lr: float, head_lr: float,
-    gain_lr: float, router_lr: float, weight_decay: float,
-) -> list[dict[str, Any]]:
-    """Sort a model's parameters: matrices inside layers to Muon; embedding, head, gains, routers to AdamW."""
-    names = {"muon": muon_lr, "embed": embed_lr, "head": head_lr, "gain": gain_lr, "router": router_lr}
-    members: dict[str, list[Tensor]] = {name: [] for name in names}
-    for name, parameter in named:
+class OptimizerConfig(Config):
+    """Peak learning rates by kind of parameter, and what the two rules need.
+
+    Attributes:
+        kind: rule for the matrices inside layers; embedding, head, gains and routers always get AdamW.
+        matrix_lr: of the matrices; Muon's own scale with `muon` (0.02 is usual), Adam's with `adamw`.
+        embed_lr, head_lr, gain_lr, router_lr: of the others.
+        weight_decay: decoupled, on the matrices only.
+        momentum: of Muon (Nesterov).
+        beta1, beta2, eps: of AdamW.
+        ns_steps: Newton-Schulz iterations.
+    """
+
+    kind: Literal["muon", "adamw"] = "muon"
+    matrix_lr: float = Field(default=0.02, gt=0.0)
+    embed_lr: float = Field(default=0.03, gt=0.0)
+    head_lr: float = Field(default=0.03, gt=0.0)
+    gain_lr: float = Field(default=0.01, gt=0.0)
+    router_lr: float = Field(default=0.003, gt=0.0)
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    eps: float = Field(default=1e-10, gt=0.0)
+    ns_steps: int = Field(default=5, ge=1)
+
+
+def build_optimizer(model: nn.Module, config: OptimizerConfig) -> MuonAdamW:
+    """The optimizer of a language model: one group for each kind of parameter."""
+    rates = {
+        "matrix": config.matrix_lr, "embed": config.embed_lr, "head": config.head_lr,
+        "gain": config.gain_lr, "router": config.router_lr,
+    }  # fmt: skip
+    members: dict[str, list[nn.Parameter]] = {name: [] for name in rates}
+    for name, parameter in model.named_parameters():
         members[_kind(name, parameter)].append(parameter)
-    decay = {name: weight_decay if name == "muon" else 0.0 for name in names}
-    return [
-        {"params": members[name], "kind": name, "lr": lr, "weight_decay": decay[name]}
-        for name, lr in names.items()
+    groups: list[dict[str, Any]] = [
+        {
+            "params": members[name],
+            "lr": rate,
+            "rule": config.kind if name == "matrix" else "adamw",
+            "weight_decay": config.weight_decay if name == "matrix" else 0.0,
+        }
+        for name, rate in rates.items()
         if members[name]
     ]
+    return MuonAdamW(
+        groups, momentum=config.momentum, betas=(config.beta1, config.beta2), eps=config.eps,
+        ns_steps=config.ns_steps,
+    )  # fmt: skip
 
 
 def _kind(name: str, parameter: Tensor) -> str:
@@ -61,16 +99,16 @@ def _kind(name: str, parameter: Tensor) -> str:
         return "embed"
     if name.startswith("head"):
         return "head"
-    return "router" if ".router." in name else "muon"
+    return "router" if ".router." in name else "matrix"
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """One step for all groups; groups of kind "muon" get Muon, all others AdamW.
+    """One step for all groups; a group's `rule` says which.
 
     A Muon tensor [..., r, c] is a batch of matrices. Its update is scaled by sqrt(max(1, r / c)).
 
     Args:
-        params: groups from `group_parameters`.
+        params: groups with a `rule`, "muon" or "adamw".
         momentum: of Muon (Nesterov).
         betas, eps: of AdamW.
         ns_steps: Newton-Schulz iterations.
@@ -98,7 +136,7 @@ class MuonAdamW(torch.optim.Optimizer):
             used = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not used:
                 continue
-            if group["kind"] == "muon":
+            if group["rule"] == "muon":
                 self._muon(used, group)
             else:
                 self._adamw(used, group)

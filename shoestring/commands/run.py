@@ -1,0 +1,62 @@
+"""`shoestring run` and `shoestring resume`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from shoestring.base.clock import SystemClock
+from shoestring.base.record import read_events
+from shoestring.commands.common import load_job, load_recipe, print_json, reload_config
+from shoestring.fleet.launch import Outcome
+from shoestring.report.page import write_page
+from shoestring.report.terminal import LiveView
+from shoestring.train.runs import find_run, new_run_dir, start
+from shoestring.train.runs import resume as resume_run
+
+
+def run(
+    recipe: str, sets: tuple[str, ...], toml_files: tuple[Path, ...], name: str, runs_dir: Path, as_json: bool
+) -> int:
+    """Start a run of a recipe; returns the exit code."""
+    job = load_job(load_recipe(recipe, toml_files, sets))
+    clock = SystemClock()
+    run_dir = new_run_dir(runs_dir, recipe, name, clock)
+    with LiveView(run_dir.name, quiet=as_json) as view:
+        view.say(f"run {run_dir.name} in {run_dir}")
+        outcome = start(job, recipe, run_dir, clock, view)
+    return _conclude(run_dir, outcome, as_json)
+
+
+def resume(run: str, sets: tuple[str, ...], toml_files: tuple[Path, ...], runs_dir: Path, as_json: bool) -> int:
+    """Go on with a run; returns the exit code."""
+    run_dir, about = find_run(runs_dir, run)
+    job = load_job(reload_config(run_dir, about, toml_files, sets))
+    with LiveView(run_dir.name, quiet=as_json) as view:
+        view.say(f"resuming {run_dir.name}")
+        outcome = resume_run(job, about, run_dir, SystemClock(), view)
+    return _conclude(run_dir, outcome, as_json)
+
+
+def _conclude(run_dir: Path, outcome: Outcome, as_json: bool) -> int:
+    """Write the page and say where everything is."""
+    page = write_page(run_dir)
+    results = read_events(run_dir / "events.jsonl").of("result")
+    checkpoints = sorted((run_dir / "checkpoints").glob("step-????????"))
+    where = {
+        "run": run_dir.name, "checkpoint": str(checkpoints[-1]) if checkpoints else "", "report": str(page),
+        "exit_code": outcome.exit_code,
+    }
+    if as_json:
+        print_json(asdict(outcome) | where | {"result": results[-1] if results else {}})
+        return outcome.exit_code
+    if outcome.error:
+        click.secho(outcome.error, fg="red", bold=True, err=True)
+        click.echo(f"what to do: {outcome.todo}", err=True)
+    if outcome.status == "interrupted":
+        click.echo(f"interrupted; go on with: shoestring resume {run_dir.name} --runs-dir {run_dir.parent}")
+    click.echo(f"checkpoint: {where['checkpoint'] or 'none'}")
+    click.echo(f"report:     {page}")
+    return outcome.exit_code

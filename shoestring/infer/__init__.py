@@ -1,0 +1,1 @@
+"""Runs trained models: decoding with a KV cache."""

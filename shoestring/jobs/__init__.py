@@ -1,0 +1,1 @@
+"""Jobs: a task, its inputs, its loss; independent of one another."""

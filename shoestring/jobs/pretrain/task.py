@@ -1,0 +1,81 @@
+"""The pre-training Task: packed tokens in, next-token loss out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from shoestring.data.tokens import TokenDataset
+from shoestring.jobs.pretrain.config import PretrainConfig
+from shoestring.models.moe_lm.model import MoeLM
+from shoestring.train.muon import build_optimizer
+from shoestring.train.task import BaseTask, LossOut, SampleIds, StepContext
+
+STATS = ("expert_load", "router_logit_sum", "router_logit_sq_sum")
+
+
+class PretrainTask(BaseTask):
+    """A sample is a window of `seq_len` + 1 tokens of the packed text.
+
+    Args:
+        config: the job's settings.
+        dataset: the packed training tokens.
+    """
+
+    metrics = ("balance", "router_z", "bits_per_token")
+    counts = ("tokens",)
+
+    def __init__(self, config: PretrainConfig, dataset: TokenDataset) -> None:
+        self._config = config
+        self._dataset = dataset
+        self.samples = len(dataset)
+
+    def build(self, device: torch.device) -> nn.Module:
+        """The model at the vocabulary that the tokenizer has."""
+        with torch.device(device):
+            return MoeLM(self._config.model, seed=self._config.train.seed)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        """Muon for matrices, AdamW for the rest, as the settings say."""
+        return build_optimizer(model, self._config.optimizer)
+
+    def load(self, ids: SampleIds) -> Tensor:
+        """int64 [B, seq_len + 1]."""
+        return torch.from_numpy(self._dataset.batch(ids))
+
+    def loss(self, model: nn.Module, batch: Tensor, ids: SampleIds, context: StepContext) -> LossOut:
+        """Sums over the tokens of these windows; the balance loss is per window, so it is a sum too."""
+        assert isinstance(model, MoeLM)
+        tokens = batch.to(next(model.parameters()).device, non_blocking=True)
+        out = model.loss(tokens, step=context.step, sample_ids=ids.tolist(), seed=context.seed)
+        return LossOut(
+            out.loss_sum,
+            out.weight,
+            {
+                "balance": out.stats["balance_sum"],
+                "router_z": out.stats["z_sum"],
+                "bits_per_token": out.stats["nll_sum"] / torch.log(torch.tensor(2.0)),
+            },
+            {"tokens": out.weight},
+            {"tokens": out.stats["tokens"]} | {name: out.stats[name] for name in STATS},
+        )
+
+    def stats(self, model: nn.Module) -> dict[str, Tensor]:
+        """Zeros [L, E] for each router statistic, and the number of tokens."""
+        shape = (self._config.model.layers, self._config.model.experts)
+        return {"tokens": torch.zeros(())} | {name: torch.zeros(shape) for name in STATS}
+
+    def absorb(self, model: nn.Module, stats: dict[str, Tensor]) -> None:
+        """Move the routers' running means and deviations."""
+        assert isinstance(model, MoeLM)
+        model.absorb({name: value.float() for name, value in stats.items()})
+
+
+def make_task(settings: dict[str, Any], run_dir: Path) -> PretrainTask:
+    """For workers: `settings` are the job's, with the path of the packed tokens as `packed`."""
+    packed = Path(settings["packed"])
+    config = PretrainConfig.model_validate({k: v for k, v in settings.items() if k != "packed"})
+    return PretrainTask(config, TokenDataset(packed, config.seq_len))

@@ -1,0 +1,235 @@
+"""Starts, resumes and ends a training run: its directory, its record, its fleet (source: ours)."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import msgspec
+import torch
+
+from shoestring import __version__
+from shoestring.base.clock import Clock
+from shoestring.base.config import Config, to_toml
+from shoestring.base.errors import RunError, ShoestringError
+from shoestring.base.record import RunRecord, read_events
+from shoestring.cluster.planner import Plan
+from shoestring.cluster.topology import usable_cores, usable_memory_bytes
+from shoestring.data.ledger import LedgerSpec
+from shoestring.fleet.config import FleetConfig
+from shoestring.fleet.inprocess import run_inprocess
+from shoestring.fleet.launch import Launch, Outcome
+from shoestring.fleet.local import run_local
+from shoestring.fleet.lock import RunLock
+from shoestring.fleet.messages import Status
+from shoestring.fleet.supervisor import Interrupts
+from shoestring.train.loop import TrainConfig
+from shoestring.train.worker import ENTRY, TrainPayload
+
+ABOUT = "run.json"
+PACKAGES = ("torch", "numpy", "pydantic", "msgspec", "sqlalchemy", "tokenizers")
+
+
+class View(Protocol):
+    """Where a run shows itself while it goes on."""
+
+    def say(self, text: str) -> None:
+        """One line for a person."""
+        ...
+
+    def status(self, status: Status) -> None:
+        """The state of the fleet, several times a second."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a job has made ready.
+
+    Attributes:
+        maker: `module:function` that makes the Task in a worker.
+        settings: its argument, JSON-able.
+        samples: samples of an epoch.
+        plan: who does what, with what was weighed.
+        facts: about the data, for the record.
+    """
+
+    maker: str
+    settings: dict[str, Any]
+    samples: int
+    plan: Plan
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+class JobConfig(Config):
+    """What every training job's settings have in common."""
+
+    job: str
+    epochs: int = 1
+    shuffle: str = "samples"
+    max_attempts: int = 3
+    max_dead_share: float = 0.01
+    train: TrainConfig = TrainConfig()
+    fleet: FleetConfig = FleetConfig()
+
+
+class Job(Protocol):
+    """A kind of training that can be run by name."""
+
+    @property
+    def config(self) -> JobConfig:
+        """The resolved settings."""
+        ...
+
+    def prepare(self, run_dir: Path, say: Callable[[str], None]) -> Prepared:
+        """Make data and plan ready; may be interrupted and called again."""
+        ...
+
+    def finish(self, run_dir: Path, record: RunRecord, view: View) -> dict[str, Any]:
+        """Score the finished run; the result goes into the record."""
+        ...
+
+
+class About(msgspec.Struct, frozen=True):
+    """What a run directory says about itself."""
+
+    name: str
+    recipe: str
+    job: str
+    made_wall_s: float
+
+
+def new_run_dir(runs_dir: Path, recipe: str, name: str, clock: Clock) -> Path:
+    """A fresh directory for a run.
+
+    Raises:
+        RunError: the name is taken, or not fit for a directory.
+    """
+    if name and not re.fullmatch(r"[\w][\w.-]*", name):
+        raise RunError(f"{name!r} cannot name a run", "use letters, digits, '.', '_' and '-'")
+    base = name or recipe
+    candidates = [base] if name else [f"{base}-{i}" for i in range(1, 100_000)]
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    for candidate in candidates:
+        try:
+            (runs_dir / candidate).mkdir()
+        except FileExistsError:
+            continue
+        return runs_dir / candidate
+    raise RunError(f"there is a run {name!r} in {runs_dir} already", f"choose another --name, or: shoestring resume {name}")
+
+
+def find_run(runs_dir: Path, name: str) -> tuple[Path, About]:
+    """The directory of a run by name or path.
+
+    Raises:
+        RunError: there is no such run.
+    """
+    for path in (runs_dir / name, Path(name)):
+        if (path / ABOUT).is_file():
+            return path, msgspec.json.decode((path / ABOUT).read_bytes(), type=About)
+    known = ", ".join(sorted(p.parent.name for p in runs_dir.glob(f"*/{ABOUT}"))) or "none"
+    raise RunError(f"there is no run {name!r} in {runs_dir}", f"runs there: {known}")
+
+
+def start(job: Job, recipe: str, run_dir: Path, clock: Clock, view: View) -> Outcome:
+    """Run a job from the beginning in a fresh directory."""
+    about = About(run_dir.name, recipe, job.config.job, clock.wall())
+    (run_dir / ABOUT).write_bytes(msgspec.json.encode(about))
+    (run_dir / "config.toml").write_text(to_toml(job.config))
+    return _go(job, about, run_dir, clock, view, resumed=False)
+
+
+def resume(job: Job, about: About, run_dir: Path, clock: Clock, view: View) -> Outcome:
+    """Go on with a run that was interrupted, failed or killed."""
+    return _go(job, about, run_dir, clock, view, resumed=True)
+
+
+def _go(job: Job, about: About, run_dir: Path, clock: Clock, view: View, resumed: bool) -> Outcome:
+    with RunLock(run_dir):
+        record = RunRecord(run_dir / "events.jsonl", "supervisor", clock)
+        _name_damage(run_dir, record, view)
+        record.append("run", **_facts(job, about, resumed))
+        try:
+            outcome = _run(job, run_dir, clock, view, record)
+        except ShoestringError as error:
+            outcome = Outcome("failed", error.what, error.todo)
+            record.append("end", **asdict(outcome))
+            raise
+        except KeyboardInterrupt:
+            record.append("end", status="interrupted", error="", todo="")
+            return Outcome("interrupted")
+        record.append("end", **asdict(outcome))
+        record.close()
+        return outcome
+
+
+def _run(job: Job, run_dir: Path, clock: Clock, view: View, record: RunRecord) -> Outcome:
+    config = job.config
+    prepared = job.prepare(run_dir, view.say)
+    record.append("data", **prepared.facts)
+    record.append("plan", **prepared.plan.model_dump())
+    view.say(f"plan: {prepared.plan.workers} workers x {prepared.plan.threads} threads ({prepared.plan.reason})")
+    with Interrupts() as interrupts:
+        outcome = _train(config, prepared, run_dir, clock, view, interrupts)
+    if outcome.status == "finished":
+        began_s = clock.now()
+        result = job.finish(run_dir, record, view)
+        record.append("result", took_s=round(clock.now() - began_s, 3), **result)
+    return outcome
+
+
+def _train(
+    config: JobConfig, prepared: Prepared, run_dir: Path, clock: Clock, view: View, interrupts: Interrupts
+) -> Outcome:
+    members = config.fleet.members.model_copy(update={"workers": prepared.plan.workers})
+    fleet = config.fleet.model_copy(update={"members": members})
+    ledger = LedgerSpec(
+        samples=prepared.samples, epochs=config.epochs, seed=config.train.seed, shuffle=config.shuffle,
+        max_attempts=config.max_attempts, max_dead_share=config.max_dead_share,
+    )
+    transport = fleet.transport
+    if transport == "auto":
+        transport = "local" if prepared.plan.workers > 1 else "inprocess"
+    payload = TrainPayload(
+        prepared.maker, prepared.settings, config.train.model_dump(),
+        {"samples": ledger.samples, "epochs": ledger.epochs, "seed": ledger.seed, "shuffle": ledger.shuffle,
+         "shard_size": ledger.shard_size},
+        loopback=transport != "ray",
+    )
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    launch = Launch(run_dir, fleet, ledger, ENTRY, payload.encode(), device, prepared.plan.threads)
+    if transport == "inprocess":
+        return run_inprocess(launch, clock, view.status, interrupts)
+    if transport == "ray":
+        from shoestring.fleet.ray_fleet import run_ray  # only this path needs ray
+
+        return run_ray(launch, clock, view.status, interrupts)
+    return run_local(launch, clock, view.status, interrupts)
+
+
+def _facts(job: Job, about: About, resumed: bool) -> dict[str, Any]:
+    return {
+        "name": about.name, "recipe": about.recipe, "job": about.job, "resumed": resumed,
+        "settings": job.config.model_dump(), "seed": job.config.train.seed,
+        "versions": {"shoestring": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "machine": {
+            "system": platform.platform(), "cores": usable_cores(), "memory_bytes": usable_memory_bytes(),
+            "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
+        },
+    }
+
+
+def _name_damage(run_dir: Path, record: RunRecord, view: View) -> None:
+    """A damaged log is said, not hidden; the events that are whole still count."""
+    damage = read_events(run_dir / "events.jsonl").damage
+    if damage:
+        lines = ", ".join(str(d.line) for d in damage[:5])
+        text = f"the event log has {len(damage)} damaged lines ({lines}): {damage[0].reason}; they are skipped"
+        record.append("fault", reason=text)
+        view.say(text)

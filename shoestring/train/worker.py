@@ -1,0 +1,90 @@
+"""The entry point of a training worker: payload in, a seat in the fleet, the loop (source: ours)."""
+
+from __future__ import annotations
+
+import importlib
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+
+from shoestring.base.errors import FleetError
+from shoestring.data.shuffle import Order
+from shoestring.fleet.channel import WorkerContext
+from shoestring.fleet.seat import DismissedError, Seat
+from shoestring.train.loop import TrainConfig, Trainer
+from shoestring.train.task import Task
+
+ENTRY = "shoestring.train.worker:main"
+
+
+class TrainPayload(msgspec.Struct, frozen=True):
+    """What a training worker is told.
+
+    Attributes:
+        maker: `module:function`; called with `settings` and the run's directory, returns the Task.
+        settings: the job's settings as JSON-able values.
+        train: TrainConfig as JSON-able values.
+        order: the sample order: samples, epochs, seed, shuffle, shard_size.
+        loopback: all workers are on this machine.
+    """
+
+    maker: str
+    settings: dict[str, Any]
+    train: dict[str, Any]
+    order: dict[str, Any]
+    loopback: bool = True
+
+    def encode(self) -> bytes:
+        """As JSON."""
+        return msgspec.json.encode(self)
+
+
+def main(context: WorkerContext) -> None:
+    """Train until told to stop.
+
+    Raises:
+        ShoestringError: whatever made this worker unable to go on; the coordinator was told.
+    """
+    payload = msgspec.json.decode(context.payload, type=TrainPayload)
+    config = TrainConfig.model_validate(payload.train)
+    device = _device(context)
+    if context.threads:
+        torch.set_num_threads(context.threads)
+    with Seat(
+        context.name, context.incarnation, context.open_channel, context.clock, context.config.heartbeat_s
+    ) as seat:
+        try:
+            task = make_task(payload.maker, payload.settings, context.run_dir)
+            order = Order(**payload.order)
+            trainer = Trainer(seat, task, config, order.sample_ids, device, context.clock, payload.loopback)
+            trainer.run()
+        except DismissedError:
+            return
+        except Exception:
+            seat.crashed(traceback.format_exc())
+            raise
+
+
+def make_task(maker: str, settings: dict[str, Any], run_dir: Path) -> Task:
+    """Find `module:function` and let it make the Task.
+
+    Raises:
+        FleetError: there is no such function.
+    """
+    module, _, name = maker.partition(":")
+    try:
+        function: Callable[[dict[str, Any], Path], Task] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise FleetError(f"cannot find the task {maker}: {error}", "install the package that has it on every host") from error
+    return function(settings, run_dir)
+
+
+def _device(context: WorkerContext) -> torch.device:
+    if context.device == "cuda":
+        torch.cuda.set_device(context.device_index)
+        return torch.device("cuda", context.device_index)
+    return torch.device("cpu")

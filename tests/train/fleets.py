@@ -1,0 +1,68 @@
+"""Starts small fleets for tests: real processes, real ledger, tasks from tests.train.tasks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from shoestring.base.clock import SystemClock
+from shoestring.control.controller import ControlConfig
+from shoestring.control.policies import PolicyOptions
+from shoestring.data.ledger import LedgerSpec
+from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig
+from shoestring.fleet.inprocess import run_inprocess
+from shoestring.fleet.launch import Launch, Outcome
+from shoestring.fleet.local import run_local
+from shoestring.fleet.messages import Status
+from shoestring.fleet.supervisor import Interrupts
+from shoestring.parallel import tensorfiles
+from shoestring.train.loop import TrainConfig
+from shoestring.train.state import TrainState
+from shoestring.train.worker import ENTRY, TrainPayload, make_task
+
+TASKS = "tests.train.tasks"
+
+
+def make_launch(
+    run_dir: Path, task: str, settings: dict[str, Any], samples: int, *, workers: int = 1, batch: int = 32,
+    steps: int = 0, epochs: int = 1, shares: dict[str, float] | None = None, train: TrainConfig | None = None,
+    checkpoint: CheckpointConfig | None = None, members: dict[str, Any] | None = None,
+) -> Launch:
+    """A launch of `tests.train.tasks:task`."""
+    control = ControlConfig(
+        policy="fixed" if shares else "even", interval_s=0.0, options=PolicyOptions(fixed=shares or {})
+    )
+    fleet = FleetConfig(
+        members=MemberConfig(workers=workers, heartbeat_s=0.2, join_grace_s=20.0, **(members or {})),
+        pace=PaceConfig(steps=steps, batch=batch),
+        checkpoint=checkpoint or CheckpointConfig(every_s=0.0),
+        control=control,
+    )
+    train = train or TrainConfig(clip_norm=0.0)
+    ledger = LedgerSpec(samples=samples, epochs=epochs, seed=train.seed, shuffle="samples")
+    order = {"samples": samples, "epochs": epochs, "seed": train.seed, "shuffle": "samples",
+             "shard_size": ledger.shard_size}
+    payload = TrainPayload(f"{TASKS}:{task}", settings, train.model_dump(), order)
+    return Launch(run_dir, fleet, ledger, ENTRY, payload.encode())
+
+
+def run(launch: Launch, on_status: Any = None) -> Outcome:
+    """Run to the end: in process for one worker, as local processes for more."""
+    start = run_inprocess if launch.fleet.members.workers == 1 else run_local
+
+    def ignore(status: Status) -> None:
+        return None
+
+    with Interrupts() as interrupts:
+        return start(launch, SystemClock(), on_status or ignore, interrupts)
+
+
+def final_state(launch: Launch, task: str, settings: dict[str, Any]) -> tuple[TrainState, Path]:
+    """The state in the newest checkpoint of a run."""
+    newest = sorted((launch.run_dir / "checkpoints").glob("step-????????"))[-1]
+    made = make_task(f"{TASKS}:{task}", settings, launch.run_dir)
+    state = TrainState(made, torch.device("cpu"), 0)
+    tensorfiles.read(state.tensors(), newest)
+    return state, newest

@@ -1,0 +1,189 @@
+"""Small tasks that prove the contract: none of them needed a change of the loop."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from shoestring.base.errors import SampleError
+from shoestring.train.task import BaseTask, LossOut, SampleIds, StepContext
+
+
+class Vector(nn.Module):
+    """One entry a sample."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.counts = nn.Parameter(torch.zeros(samples))
+
+
+class CountingTask(BaseTask):
+    """The update adds exactly 1 for each sample used: after an epoch the model is all ones."""
+
+    reduction = "sum"
+
+    def __init__(self, samples: int, poison: tuple[int, ...] = (), pause_s: float = 0.0) -> None:
+        self.samples = samples
+        self._poison = set(poison)
+
+    def build(self, device: torch.device) -> nn.Module:
+        return Vector(self.samples)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=1.0)
+
+    def load(self, ids: SampleIds) -> Any:
+        bad = {int(i): "poison" for i in ids if int(i) in self._poison}
+        if bad:
+            raise SampleError(bad)
+        return torch.from_numpy(ids)
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        assert isinstance(model, Vector)
+        return LossOut(-model.counts[batch].sum(), float(len(ids)))
+
+
+class RegressionTask(BaseTask):
+    """A small MLP on fixed random data; every part of the contract in use (stats, metrics, counts)."""
+
+    metrics = ("error",)
+    counts = ("tokens",)
+
+    def __init__(self, samples: int = 4096, width: int = 32) -> None:
+        self.samples = samples
+        generator = torch.Generator().manual_seed(7)
+        self._x = torch.randn(samples, 16, generator=generator)
+        self._y = torch.sin(self._x @ torch.randn(16, 4, generator=generator))
+        self._width = width
+
+    def build(self, device: torch.device) -> nn.Module:
+        model = nn.Sequential(nn.Linear(16, self._width), nn.Tanh(), nn.Linear(self._width, 4))
+        model.register_buffer("mean", torch.zeros(16))
+        return model
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=1e-2)
+
+    def load(self, ids: SampleIds) -> Any:
+        return self._x[ids], self._y[ids]
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        x, y = batch
+        squared = (model(x - model.mean) - y).square().sum(1)
+        weight = float(len(ids))
+        return LossOut(
+            squared.sum(), weight, {"error": squared.detach().sqrt().sum()}, {"tokens": weight},
+            {"x": x.sum(0), "n": torch.tensor([weight])},
+        )
+
+    def stats(self, model: nn.Module) -> dict[str, Tensor]:
+        return {"x": torch.zeros(16), "n": torch.zeros(1)}
+
+    def absorb(self, model: nn.Module, stats: dict[str, Tensor]) -> None:
+        model.mean.lerp_((stats["x"] / stats["n"].clamp(min=1)).float(), 0.1)
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        with torch.no_grad():
+            return {"squared_error": float((model(self._x - model.mean) - self._y).square().sum(1).mean())}
+
+
+class SineMaml(BaseTask):
+    """MAML (arXiv 1703.03400): a sample is a sine wave; inner steps on support, outer loss on query."""
+
+    samples = 4096
+    metrics = ("before",)
+
+    def __init__(self, inner_rate: float = 0.05, inner_steps: int = 1) -> None:
+        self._inner_rate = inner_rate
+        self._inner_steps = inner_steps
+
+    def build(self, device: torch.device) -> nn.Module:
+        return nn.Sequential(nn.Linear(1, 32), nn.Tanh(), nn.Linear(32, 32), nn.Tanh(), nn.Linear(32, 1))
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.0)
+
+    def load(self, ids: SampleIds) -> Any:
+        waves = [np.random.default_rng(int(i)) for i in ids]
+        amplitude = np.array([w.uniform(0.1, 5.0) for w in waves])
+        shift = np.array([w.uniform(0.0, np.pi) for w in waves])
+        x = np.stack([w.uniform(-5, 5, size=(20, 1)) for w in waves])
+        y = amplitude[:, None, None] * np.sin(x + shift[:, None, None])
+        return torch.from_numpy(x).float(), torch.from_numpy(y).float()
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        x, y = batch
+        weights = dict(model.named_parameters())
+
+        def one(x_S1: Tensor, y_S1: Tensor) -> tuple[Tensor, Tensor]:
+            adapted, before = weights, self._error(model, weights, x_S1[10:], y_S1[10:])
+            for _ in range(self._inner_steps):
+                grads = torch.func.grad(lambda w: self._error(model, w, x_S1[:10], y_S1[:10]))(adapted)
+                adapted = {name: w - self._inner_rate * grads[name] for name, w in adapted.items()}
+            return self._error(model, adapted, x_S1[10:], y_S1[10:]), before
+
+        after, before = torch.func.vmap(one)(x, y)
+        return LossOut(after.sum(), float(len(ids)), {"before": before.detach().sum()})
+
+    @staticmethod
+    def _error(model: nn.Module, weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        return (torch.func.functional_call(model, weights, (x,)) - y).square().mean()
+
+
+class Writer(nn.Module):
+    """Two models in one state: `writer` makes the data that `reader` learns from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writer = nn.Linear(4, 8).requires_grad_(False)
+        self.reader = nn.Linear(4, 8)
+
+
+class GenerateThenLearn(BaseTask):
+    """The frozen model samples a token per prompt; the trained one learns to predict it."""
+
+    samples = 2048
+
+    def build(self, device: torch.device) -> nn.Module:
+        return Writer()
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-2)
+
+    def load(self, ids: SampleIds) -> Any:
+        return torch.stack([torch.randn(4, generator=torch.Generator().manual_seed(int(i))) for i in ids])
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        assert isinstance(model, Writer)
+        with torch.no_grad():
+            chances = (3 * model.writer(batch)).softmax(-1)
+            drawn = [
+                torch.multinomial(row, 1, generator=torch.Generator().manual_seed(hash((context.seed, context.step, int(i)))))
+                for row, i in zip(chances, ids, strict=True)
+            ]
+        loss = nn.functional.cross_entropy(model.reader(batch), torch.cat(drawn), reduction="sum")
+        return LossOut(loss, float(len(ids)))
+
+
+def counting(settings: dict[str, Any], run_dir: Path) -> CountingTask:
+    """Maker for workers."""
+    return CountingTask(settings["samples"], tuple(settings.get("poison", ())))
+
+
+def regression(settings: dict[str, Any], run_dir: Path) -> RegressionTask:
+    """Maker for workers."""
+    return RegressionTask(**settings)
+
+
+def sine(settings: dict[str, Any], run_dir: Path) -> SineMaml:
+    """Maker for workers."""
+    return SineMaml()
+
+
+def generate_then_learn(settings: dict[str, Any], run_dir: Path) -> GenerateThenLearn:
+    """Maker for workers."""
+    return GenerateThenLearn()
