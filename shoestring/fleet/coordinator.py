@@ -9,7 +9,7 @@ of samples; rounds, settling and the rest are ours (docs/design/fleet.md).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 
@@ -23,28 +23,11 @@ from shoestring.fleet.checkpoints import Keeper
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.leases import LeaseDesk
 from shoestring.fleet.membership import Membership
+from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.rounds import RoundState
 from shoestring.fleet.stepping import Stepper
 
 RETRY_S = 0.01
-
-
-class Log(Protocol):
-    """Where events go: `base.record.RunRecord`, or a list in tests."""
-
-    def append(self, kind: str, **fields: Any) -> object:
-        """Record one event."""
-        ...
-
-
-class Persisted(msgspec.Struct):
-    """What survives the coordinator beside the ledger, in the same transaction."""
-
-    round_id: int = 0
-    confirmed: int = 0
-    elapsed_s: float = 0.0
-    drilled: bool = False
-    members: bytes = b""
 
 
 class Coordinator:
@@ -443,7 +426,7 @@ class Coordinator:
         self._log.append(kind, step=self._kept.confirmed, reason=text, **fields)
 
     def _progress(self) -> float:
-        return self._stepper.progress(self._kept)
+        return self._stepper.progress(self._kept, self._kept.confirmed)
 
     def _excuse(self, now: float) -> None:
         """While this process itself stood still, nobody could be heard: that is not their silence."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from typing import TYPE_CHECKING
 
 from shoestring.base.errors import CheckpointError
 from shoestring.control.controller import Controller
@@ -14,10 +13,8 @@ from shoestring.fleet import messages as m
 from shoestring.fleet import pace
 from shoestring.fleet.checkpoints import Keeper, Manifest
 from shoestring.fleet.config import FleetConfig
+from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.rounds import RoundState, Saving, StepPlan
-
-if TYPE_CHECKING:
-    from shoestring.fleet.coordinator import Log, Persisted
 
 RETRY_S = 0.01
 RATE_STEPS = 20
@@ -47,12 +44,15 @@ class Stepper:
         self.metrics: dict[str, float] = {}
         self.last_save_ok = True
 
-    def progress(self, kept: Persisted) -> float:
-        """Share of the run that is over, in [0, 1]."""
-        counts = self._ledger.counts()
-        total = counts.todo + counts.doing + counts.done + counts.dead
-        consumed = (counts.done + counts.dead) / total if total else 1.0
-        return pace.progress(kept.confirmed, kept.elapsed_s, consumed, self._config.pace)
+    def progress(self, kept: Persisted, step: int) -> float:
+        """Share of the run that is over once `step` is applied, in [0, 1].
+
+        A boundary is decided when its first member asks, and the last step of the others may not
+        be confirmed yet; `step` and what was handed out do not depend on who is quicker, so neither
+        do schedules nor the number of steps.
+        """
+        consumed = 1.0 - self._ledger.counts().todo / self._ledger.spec.total
+        return pace.progress(step, kept.elapsed_s, consumed, self._config.pace)
 
     def restored(self, now: float, step: int) -> None:
         """The fleet starts again from the checkpoint of `step` (0: from the seed); newer ones are void."""
@@ -71,7 +71,7 @@ class Stepper:
         if round_.saving is not None and round_.saving.step == step:
             return m.Save(step, round_.saving.directory)
         all_here = round_.confirmed() >= step
-        end = stop_reason or self._end_reason(kept)
+        end = stop_reason or self._end_reason(kept, step)
         save = end or pace.checkpoint_due(step, now, self._saved_step, self._saved_s, self._config.checkpoint)
         if save and step not in round_.saved and step != self._saved_step:
             return self._begin_saving(now, round_, step, save)
@@ -173,7 +173,7 @@ class Stepper:
     # --- planning ----------------------------------------------------------------------------
 
     def _plan(self, now: float, round_: RoundState, step: int, kept: Persisted) -> StepPlan:
-        share = self.progress(kept)
+        share = self.progress(kept, step - 1)
         self._steer(now, step)
         batch = min(pace.batch_at(share, self._config.pace), self._ledger.counts().todo)
         parts = split(batch, self._controller.shares)
@@ -199,16 +199,14 @@ class Stepper:
             policy=self._config.control.policy,
         )
 
-    def _end_reason(self, kept: Persisted) -> str:
+    def _end_reason(self, kept: Persisted, step: int) -> str:
         if self._ledger.finished:
             return "all samples are done"
         bound = self._config.pace
-        if (bound.steps or bound.budget_s) and self.progress(kept) >= 1:
-            return (
-                "all steps are done"
-                if bound.steps and kept.confirmed >= bound.steps
-                else "the time budget is spent"
-            )
+        if bound.steps and step >= bound.steps:
+            return "all steps are done"
+        if bound.budget_s and kept.elapsed_s >= bound.budget_s:
+            return "the time budget is spent"
         return ""
 
     # --- records -------------------------------------------------------------------------------

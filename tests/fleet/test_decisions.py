@@ -24,7 +24,9 @@ def test_pauses_double_up_to_their_bound() -> None:
 
 
 def test_numbers_and_addresses_do_not_make_errors_different() -> None:
-    given_up = decide(0.0, failures("at 0xdeadbeef line 3", "x\nat 0x12 line 4", "at 0x0 line 55\n\n"), CONFIG)
+    given_up = decide(
+        0.0, failures("at 0xdeadbeef line 3", "x\nat 0x12 line 4", "at 0x0 line 55\n\n"), CONFIG
+    )
     assert given_up.at_s is None and "3 times" in given_up.reason
     assert decide(0.0, failures("a", "b", "a"), CONFIG).at_s is not None
     assert decide(0.0, failures("a", "a"), CONFIG).at_s is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from collections.abc import Iterator
@@ -134,10 +135,8 @@ def test_a_frame_in_pieces_and_a_large_answer_get_through(rig: Rig) -> None:
     reader, replies, sent = FrameReader(), [], 0
     for _ in range(1000):
         if sent < len(data):
-            try:
+            with contextlib.suppress(BlockingIOError):
                 sent += line.send(data[sent : sent + 100_000])
-            except BlockingIOError:
-                pass
         rig.turns(1)
         try:
             replies += reader.feed(line.recv(50_000))

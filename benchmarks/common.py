@@ -1,0 +1,79 @@
+"""What every benchmark shares: where results go, what machine they are from, how they are shown."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+
+
+def arguments(description: str) -> argparse.Namespace:
+    """The command line of a benchmark: `--quick` ends within 50 s."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter measurements, below 50 s")
+    return parser.parse_args()
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    models = [
+        line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")
+    ]
+    return {
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "cpu": models[0] if models else platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": psutil.virtual_memory().total,
+        "load": os.getloadavg(),
+    }
+
+
+def commit() -> str:
+    """The commit, with `+` where the tree has changes."""
+    head = _git("rev-parse", "HEAD")
+    return head + ("+" if _git("status", "--porcelain", "-uno") else "")
+
+
+def table(headings: list[str], rows: list[list[str]]) -> None:
+    """Print aligned columns."""
+    widths = [max(len(row[i]) for row in [headings, *rows]) for i in range(len(headings))]
+    for row in [headings, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def finish(
+    name: str, configuration: dict[str, Any], samples: dict[str, Any], figures: dict[str, Any]
+) -> None:
+    """Write `benchmarks/results/NAME.json` and print the figures as one JSON object, the last line."""
+    RESULTS.mkdir(exist_ok=True)
+    result = {
+        "name": name,
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
+        "machine": machine(),
+        "configuration": configuration,
+        "figures": figures,
+        "samples": samples,
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps(figures))
+
+
+def _git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
