@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +16,12 @@ from torch.nn import functional as F
 
 from shoestring.base.errors import ConfigError
 from shoestring.models.moe_lm.attention import Attention, KvCache, rope_tables
-from shoestring.models.moe_lm.config import MoeConfig
+from shoestring.models.moe_lm.config import ComputeDtype, MoeConfig
 from shoestring.models.moe_lm.head import NormHead
 from shoestring.models.moe_lm.kernels import RmsNormFn
 from shoestring.models.moe_lm.moe import MoeLayer, RouterOut, RoutingNoise
 
-DTYPES: Mapping[str, torch.dtype] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES: Mapping[ComputeDtype, torch.dtype] = MappingProxyType({"bf16": torch.bfloat16, "fp32": torch.float32})
 
 
 @dataclass(frozen=True)
@@ -112,13 +113,13 @@ class MoeLM(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
         """Draw all weights anew from `seed`: normal matrices, gains of one (the last: `final_norm_init`)."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator(device="cpu").manual_seed(seed)
         config = self.config
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 parameter.fill_(config.final_norm_init if name.startswith("final_norm") else 1.0)
                 continue
-            drawn = torch.randn(parameter.shape, generator=generator)
+            drawn = torch.randn(parameter.shape, generator=generator, device="cpu")
             parameter.copy_(drawn * self._init_std(name, parameter))
 
     def _init_std(self, name: str, parameter: Tensor) -> float:
@@ -238,7 +239,10 @@ class MoeLM(nn.Module):
         if step >= warmup:
             return None
         shape = (self.config.layers, length, self.config.experts)
-        drawn = [torch.randn(shape, generator=_sample_generator(seed, step, sample)) for sample in sample_ids]
+        drawn = [
+            torch.randn(shape, generator=_sample_generator(seed, step, sample), device="cpu")
+            for sample in sample_ids
+        ]
         eps_LBTE = torch.stack(drawn, dim=1).to(self.router_mean.device)
         keep = step / warmup
         return [
@@ -250,6 +254,6 @@ class MoeLM(nn.Module):
 def _sample_generator(seed: int, step: int, sample: int) -> torch.Generator:
     """A generator fixed by (seed, step, sample) and by nothing else."""
     digest = hashlib.blake2b(f"{seed}/{step}/{sample}".encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
 
 
