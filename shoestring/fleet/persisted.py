@@ -1,0 +1,25 @@
+"""What the coordinator and its parts write down: the log of events, and what outlives a restart."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import msgspec
+
+
+class Log(Protocol):
+    """Where events go: `base.record.RunRecord`, or a list in tests."""
+
+    def append(self, kind: str, **fields: Any) -> object:
+        """Record one event."""
+        ...
+
+
+class Persisted(msgspec.Struct):
+    """What survives the coordinator beside the ledger, in the same transaction."""
+
+    round_id: int = 0
+    confirmed: int = 0
+    elapsed_s: float = 0.0
+    drilled: bool = False
+    members: bytes = b""
