@@ -165,7 +165,8 @@ def main() -> None:
     )
     mid = {f: statistics.median(s[f] for s in sizes) for f in sizes[0]}
     print(
-        f"10^9 samples, half done, {FRAGMENTS} leases and fragments: snapshot {mid['snapshot_bytes']:.0f} bytes, "
+        f"10^9 samples, half done, {FRAGMENTS} leases and fragments: "
+        f"snapshot {mid['snapshot_bytes']:.0f} bytes, "
         f"restored in {mid['restore_s']:.3f} s, reopened in {mid['reopen_s']:.3f} s"
     )
     finish(

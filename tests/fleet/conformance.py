@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from shoestring.data.ledger import LedgerSpec
 
 from shoestring.base.record import Events, read_events
+from shoestring.data.ledger import LedgerSpec
 from shoestring.fleet import messages as m
 from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig
 from shoestring.fleet.launch import Launch, Outcome
