@@ -8,7 +8,7 @@ JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-rules format venv clean
+.PHONY: help demo test test-faults test-rules format picture venv clean
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -30,6 +30,9 @@ format: $(STAMP) ## ruff's formatter and its safe fixes
 
 bench-%: $(STAMP) ## a benchmark by name; QUICK=1 ends within 50 s
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*) $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
+
+picture: $(STAMP) ## docs/report.png from a run: make picture RUN=runs/demo-1 (needs Chromium)
+	@$(BIN)/python -m shoestring.report.picture $(RUN) docs/report.png
 
 venv: $(STAMP) ## only set up
 

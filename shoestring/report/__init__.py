@@ -1,0 +1,1 @@
+"""Run records in, HTML page and live terminal out."""

@@ -1,0 +1,281 @@
+"""The charts of the page as Vega-Lite specifications, made with Altair (source: ours).
+
+`chart(view, name)` is a pure function of the record, so a chart verifies like any number: the
+specification with all its data is made again and compared. Colours come from the page's theme.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import altair as alt
+
+from shoestring.report import tables
+from shoestring.report.record_view import RecordView
+from shoestring.report.series import (
+    Row,
+    metric_curve,
+    rate_curve,
+    rounded,
+    time_split,
+    worker_curve,
+)
+
+LANE_HEIGHT = 26
+TIME_TITLE = "time of running (min:s)"
+REASON_CHARS = 220
+MARKED_EVENTS = 400
+SHAPES: Mapping[str, str] = MappingProxyType(
+    {"fault": "cross", "checkpoint": "square", "decision": "diamond", "round": "triangle-right"}
+)
+WHAT = ("compute", "exchange", "other")
+
+
+def chart(view: RecordView, name: str) -> dict[str, Any]:
+    """The specification of a chart by name (`metric:loss`, `rate:tokens`, `timeline`, ...), with its data.
+
+    Raises:
+        LookupError: there is no such chart, or the record holds nothing to draw.
+    """
+    kind, _, argument = name.partition(":")
+    made = MAKERS[kind](view, argument)
+    if made is None:
+        raise LookupError(f"the record holds nothing for the chart {name}")
+    spec: dict[str, Any] = made.to_dict(validate=False)
+    del spec["$schema"], spec["config"]
+    return spec
+
+
+def available(view: RecordView, names: list[str]) -> list[str]:
+    """Those of the charts for which the record holds data."""
+    parted = [(name, *name.partition(":")) for name in names]
+    return [name for name, kind, _, argument in parted if MAKERS[kind](view, argument) is not None]
+
+
+def _data(rows: list[Row]) -> Any:
+    return alt.InlineData(values=rows)
+
+
+def _time(field: str = "at_s") -> Any:
+    text = "floor(datum.value / 60) + ':' + pad(floor(datum.value % 60), 2, '0', 'left')"
+    return alt.X(f"{field}:Q", title=TIME_TITLE, axis=alt.Axis(labelExpr=text, tickMinStep=1))
+
+
+def _clock(field: str) -> dict[str, str]:
+    """A Vega transform that adds `clock`, the time as min:s, for tooltips."""
+    seconds = f"datum.{field}"
+    return {"clock": f"floor({seconds} / 60) + ':' + pad(floor({seconds} % 60), 2, '0', 'left')"}
+
+
+def _fault_rules(view: RecordView) -> Any:
+    rows = [row for row in _marks(view) if row["kind"] == "fault"]
+    return (
+        alt.Chart(_data(rows))
+        .mark_rule(strokeDash=[3, 3], color="#d1495b", opacity=0.8)
+        .encode(x=_time(), tooltip=[alt.Tooltip("reason:N", title="fault")])
+    )
+
+
+def _metric(view: RecordView, name: str) -> Any:
+    rows = metric_curve(view, name)
+    if not rows:
+        return None
+    scale = alt.Scale(zero=False, nice=True)
+    base = alt.Chart(_data(rows)).encode(x=_time())
+    tips = [
+        alt.Tooltip("step:Q", title="step", format=","),
+        alt.Tooltip("smooth:Q", title="trailing mean"),
+        alt.Tooltip("value:Q", title="mean here"),
+        alt.Tooltip("low:Q", title="lowest"),
+        alt.Tooltip("high:Q", title="highest"),
+    ]
+    band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=None, scale=scale), y2=alt.Y2("high:Q"))
+    thin = base.mark_line(opacity=0.35, strokeWidth=1).encode(y=alt.Y("value:Q", title=None, scale=scale))
+    bold = base.mark_line(strokeWidth=2.4).encode(y=alt.Y("smooth:Q", title=None, scale=scale))
+    reach = base.mark_point(opacity=0, size=120).encode(y=alt.Y("smooth:Q", title=None), tooltip=tips)
+    return alt.layer(band, thin, bold, _fault_rules(view), reach).properties(width="container", height=190)
+
+
+def _rate(view: RecordView, name: str) -> Any:
+    rows = rate_curve(view, name)
+    if not rows:
+        return None
+    base = alt.Chart(_data(rows)).encode(x=_time(), y=alt.Y("per_s:Q", title=None))
+    tips = [alt.Tooltip("step:Q", format=","), alt.Tooltip("per_s:Q", title=f"{name} per second", format=",")]
+    line, reach = base.mark_line(strokeWidth=2.4), base.mark_point(opacity=0, size=120).encode(tooltip=tips)
+    return alt.layer(line, _fault_rules(view), reach).properties(width="container", height=190)
+
+
+def _worker_line(view: RecordView, key: str) -> Any:
+    rows = worker_curve(view)
+    if not rows:
+        return None
+    titles = {"compute_s": "batch time (s)", "samples": "samples of a step"}
+    color = alt.Color("worker:N", sort=list(view.workers), title=None, legend=alt.Legend(orient="top"))
+    base = alt.Chart(_data(rows)).encode(x=_time(), y=alt.Y(f"{key}:Q", title=None), color=color)
+    line = base.mark_line(strokeWidth=1.8).encode(detail="round:N")
+    tips = ["worker:N", alt.Tooltip("step:Q", format=","), alt.Tooltip(f"{key}:Q", title=titles[key])]
+    reach = base.mark_point(size=18, filled=True, opacity=0.7).encode(tooltip=tips)
+    return alt.layer(line, reach, _fault_rules(view)).properties(width="container", height=190)
+
+
+def _time_split(view: RecordView, argument: str) -> Any:
+    rows = time_split(view)
+    if not rows:
+        return None
+    return (
+        alt.Chart(_data(rows))
+        .mark_bar(height={"band": 0.72})
+        .encode(
+            x=alt.X(
+                "spent_s:Q", stack="normalize", title="share of its steps' time", axis=alt.Axis(format="%")
+            ),
+            y=alt.Y("worker:N", title=None, sort=list(view.workers)),
+            color=alt.Color("what:N", sort=list(WHAT), title=None, legend=alt.Legend(orient="top")),
+            order=alt.Order("order:O"),
+            tooltip=["worker:N", "what:N", alt.Tooltip("spent_s:Q", title="seconds")],
+        )
+        .properties(width="container", height=alt.Step(LANE_HEIGHT))
+    )
+
+
+def _marks(view: RecordView) -> list[Row]:
+    """Faults, decisions and checkpoints for the timeline; at most `MARKED_EVENTS`, faults first."""
+    rows = []
+    for moment in view.moments:
+        event = view.events[moment.indices[0]]
+        if moment.kind not in SHAPES or event.get("action") == "none" or moment.kind == "round":
+            continue
+        reason = str(event["reason"]) if "reason" in event else ""
+        worker = str(event["worker"]) if "worker" in event else ""
+        lane = {"fault": "faults", "decision": "decisions", "checkpoint": "checkpoints"}[moment.kind]
+        at = {"at_s": rounded(moment.at_s), "kind": moment.kind, "lane": lane}
+        rows.append({**at, "worker": worker, "reason": reason[:REASON_CHARS]})
+    rows.sort(key=lambda row: row["kind"] != "fault")
+    return sorted(rows[:MARKED_EVENTS], key=lambda row: row["at_s"])
+
+
+def _timeline(view: RecordView, argument: str) -> Any:
+    bars: list[Row] = []
+    for stretch in view.stretches:
+        event = view.events[stretch.index]
+        ends = {"from_s": rounded(stretch.from_s), "to_s": rounded(stretch.to_s)}
+        told = {"round": event.get("round_id"), "reason": str(event.get("reason"))[:REASON_CHARS]}
+        bars.append({"lane": stretch.worker, **ends, **told})
+    marks = _marks(view)
+    if not bars and not marks:
+        return None
+    lanes = [*view.workers, "faults", "decisions", "checkpoints"]
+    y = alt.Y("lane:N", title=None, sort=lanes, scale=alt.Scale(domain=lanes))
+    spans = (
+        alt.Chart(_data(bars))
+        .transform_calculate(**_clock("from_s"))
+        .mark_bar(height={"band": 0.6}, cornerRadius=3, opacity=0.85)
+        .encode(
+            x=_time("from_s"),
+            x2="to_s:Q",
+            y=y,
+            color=alt.Color("lane:N", sort=list(view.workers), legend=None),
+            tooltip=[
+                alt.Tooltip("lane:N", title="worker"),
+                alt.Tooltip("round:O"),
+                alt.Tooltip("clock:N", title="from"),
+                alt.Tooltip("reason:N", title="formed because"),
+            ],
+        )
+    )
+    points = (
+        alt.Chart(_data(marks))
+        .transform_calculate(**_clock("at_s"))
+        .mark_point(filled=True, size=90, opacity=0.95)
+        .encode(
+            x=_time(),
+            y=y,
+            shape=alt.Shape(
+                "kind:N", scale=alt.Scale(domain=list(SHAPES), range=list(SHAPES.values())), legend=None
+            ),
+            color=alt.condition("datum.kind == 'fault'", alt.value("#d1495b"), alt.value("#8a8f98")),
+            tooltip=[alt.Tooltip("clock:N", title="at"), "kind:N", "worker:N", "reason:N"],
+        )
+    )
+    layers = ([spans] if bars else []) + ([points] if marks else [])
+    return alt.layer(*layers).properties(width="container", height=alt.Step(LANE_HEIGHT))
+
+
+def _plan(view: RecordView, argument: str) -> Any:
+    taken, rows = tables.chosen(view), []
+    for entry in tables.alternatives(view):
+        row = entry.value
+        if not isinstance(row.get("step_s"), int | float):
+            return None
+        split = [(key, row[f"{key}_s"]) for key in ("compute", "exchange") if f"{key}_s" in row]
+        for order, (what, predicted_s) in enumerate(split or [("step", row["step_s"])]):
+            name = str(row.get("name"))
+            is_taken = taken is not None and entry.path == taken.path
+            rows.append(
+                {
+                    "way": name,
+                    "what": what,
+                    "predicted_s": rounded(predicted_s),
+                    "order": order,
+                    "taken": is_taken,
+                }
+            )
+    if not rows:
+        return None
+    return (
+        alt.Chart(_data(rows))
+        .mark_bar(height={"band": 0.72})
+        .encode(
+            x=alt.X("predicted_s:Q", title="predicted seconds a step"),
+            y=alt.Y("way:N", title=None, sort=None),
+            color=alt.Color("what:N", sort=list(WHAT), title=None, legend=alt.Legend(orient="top")),
+            opacity=alt.condition("datum.taken", alt.value(1.0), alt.value(0.45)),
+            order=alt.Order("order:O"),
+            tooltip=["way:N", "what:N", alt.Tooltip("predicted_s:Q", title="predicted seconds")],
+        )
+        .properties(width="container", height=alt.Step(LANE_HEIGHT))
+    )
+
+
+def _comparison(view: RecordView, number: str) -> Any:
+    found = tables.comparisons(view)
+    if not number.isdigit() or int(number) >= len(found):
+        return None
+    rows = [
+        {
+            "what": str(label.value).replace("_", " "),
+            "value": rounded(entry.value),
+            "own": _is_own(str(label.value)),
+        }
+        for label, entry in found[int(number)].rows
+    ]
+    base = alt.Chart(_data(rows)).encode(
+        y=alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
+    )
+    bar = base.mark_bar(height={"band": 0.72}, cornerRadiusEnd=3).encode(
+        x=alt.X("value:Q", title=None, scale=alt.Scale(zero=True)),
+        opacity=alt.condition("datum.own", alt.value(1.0), alt.value(0.4)),
+        tooltip=["what:N", "value:Q"],
+    )
+    text = base.mark_text(align="left", dx=5).encode(x="value:Q", text=alt.Text("value:Q", format=".4~g"))
+    return alt.layer(bar, text).properties(width="container", height=alt.Step(LANE_HEIGHT))
+
+
+def _is_own(name: str) -> bool:
+    return "model" in name.lower().replace("_", " ").split()
+
+
+MAKERS: Mapping[str, Callable[[RecordView, str], Any]] = MappingProxyType(
+    {
+        "metric": _metric,
+        "rate": _rate,
+        "worker": _worker_line,
+        "time_split": _time_split,
+        "timeline": _timeline,
+        "plan": _plan,
+        "comparison": _comparison,
+    }
+)

@@ -1,0 +1,169 @@
+"""What of a record becomes which table, for any job: found by shape, not by name (source: ours)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from shoestring.report.record_view import Event, Moment, RecordView
+
+META = frozenset({"kind", "wall_s", "source"})
+LONG_TEXT_CHARS = 160
+SHOWN_MOMENTS = 500
+FIRST_KEPT = ("run", "end", "result", "fault", "checkpoint", "round", "decision")
+Path = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One value of the record and the way to it: `path` is (event index, key, ...)."""
+
+    path: Path
+    value: Any
+
+    @property
+    def key(self) -> str:
+        """The last key."""
+        return str(self.path[-1])
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Things that are measured alike: name of the measure, (path of the label, label, value entry)."""
+
+    title: Path
+    rows: tuple[tuple[Entry, Entry], ...]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The fields of an event by shape."""
+
+    numbers: tuple[Entry, ...] = ()
+    texts: tuple[Entry, ...] = ()
+    long_texts: tuple[Entry, ...] = ()
+    comparisons: tuple[Comparison, ...] = ()
+    tables: tuple[Entry, ...] = ()
+
+
+def facts_of(view: RecordView, index: int | None) -> Facts:
+    """Sort the fields of an event: numbers, texts, comparisons (name -> number), tables (list of rows)."""
+    if index is None:
+        return Facts()
+    numbers, texts, long_texts, comparisons, tables = [], [], [], [], []
+    for entry in entries(view.events[index], (index,)):
+        value = entry.value
+        if _is_number(value):
+            numbers.append(entry)
+        elif isinstance(value, str) and (len(value) > LONG_TEXT_CHARS or "\n" in value):
+            long_texts.append(entry)
+        elif _is_comparison(value):
+            rows = entries(value, entry.path)
+            comparisons.append(Comparison(entry.path, tuple((Entry(r.path, r.key), r) for r in rows)))
+        elif isinstance(value, dict):
+            nested = [item for item in flat(value, entry.path) if not isinstance(item.value, dict)]
+            texts += [item for item in nested if not is_table(item.value)]
+            tables += [item for item in nested if is_table(item.value)]
+        elif is_table(value):
+            tables.append(entry)
+        else:
+            texts.append(entry)
+    return Facts(tuple(numbers), tuple(texts), tuple(long_texts), tuple(comparisons), tuple(tables))
+
+
+def evaluations(view: RecordView) -> tuple[Comparison, ...]:
+    """The `evaluation` events with a name and a value, those with the same unit beside one another.
+
+    Of several with one name, after a resume, the last counts.
+    """
+    groups: dict[str, dict[str, tuple[Entry, Entry]]] = {}
+    titles: dict[str, Path] = {}
+    for index in view.of("evaluation"):
+        event = view.events[index]
+        if "name" not in event or not _is_number(event.get("value")):
+            continue
+        title_key = next((key for key in ("measure", "unit") if isinstance(event.get(key), str)), "value")
+        group = str(event[title_key]) if title_key != "value" else "value"
+        titles[group] = (index, title_key)
+        pair = (Entry((index, "name"), str(event["name"])), Entry((index, "value"), event["value"]))
+        groups.setdefault(group, {})[str(event["name"])] = pair
+    return tuple(Comparison(titles[name], tuple(rows.values())) for name, rows in groups.items())
+
+
+def comparisons(view: RecordView) -> tuple[Comparison, ...]:
+    """All comparisons of the run: its evaluations, then those in its result."""
+    return (*evaluations(view), *facts_of(view, view.last("result")).comparisons)
+
+
+def entries(owner: Event, path: Path) -> list[Entry]:
+    """The fields of a dict, without those that every event has."""
+    return [Entry((*path, key), value) for key, value in owner.items() if len(path) > 1 or key not in META]
+
+
+def flat(owner: Any, path: Path) -> list[Entry]:
+    """The leaves of nested dicts, in order."""
+    if not isinstance(owner, dict) or not owner:
+        return [Entry(path, owner)]
+    return [leaf for key, value in owner.items() for leaf in flat(value, (*path, key))]
+
+
+def columns(rows: list[Any]) -> dict[str, int]:
+    """All keys of a list of dicts, in order of their first use -> the first row that has it."""
+    found: dict[str, int] = {}
+    for n, row in enumerate(rows):
+        for key in row:
+            found.setdefault(key, n)
+    return found
+
+
+def is_table(value: Any) -> bool:
+    """A list of dicts, not empty."""
+    return isinstance(value, list) and bool(value) and all(isinstance(row, dict) for row in value)
+
+
+def changed_settings(view: RecordView) -> list[tuple[Entry, Entry]]:
+    """(before, after) of every setting that a resume changed."""
+    runs = [index for index in view.of("run") if isinstance(view.events[index].get("settings"), dict)]
+    found = []
+    for old, new in pairwise(runs):
+        before = {entry.path[1:]: entry for entry in flat(view.events[old]["settings"], (old, "settings"))}
+        for entry in flat(view.events[new]["settings"], (new, "settings")):
+            known = entry.path[1:] in before
+            if known and before[entry.path[1:]].value != entry.value:
+                found.append((before[entry.path[1:]], entry))
+    return found
+
+
+def alternatives(view: RecordView) -> tuple[Entry, ...]:
+    """The rows of the last plan's alternatives."""
+    index = view.last("plan")
+    rows = view.events[index].get("alternatives") if index is not None else None
+    if index is None or not is_table(rows) or not isinstance(rows, list):
+        return ()
+    return tuple(Entry((index, "alternatives", n), row) for n, row in enumerate(rows))
+
+
+def chosen(view: RecordView) -> Entry | None:
+    """The alternative that was taken: the plan's `choice` by name, else the one without objection."""
+    rows = alternatives(view)
+    if not rows:
+        return None
+    choice = view.events[rows[0].path[0]].get("choice")
+    named = [row for row in rows if choice is not None and row.value.get("name") == choice]
+    unopposed = [row for row in rows if "rejected" in row.value and not row.value["rejected"]]
+    return next(iter(named or unopposed), None)
+
+
+def shown_moments(view: RecordView) -> tuple[Moment, ...]:
+    """The timeline's rows for the page: all, or the `SHOWN_MOMENTS` most telling of them, in order."""
+    ranked = sorted(enumerate(view.moments), key=lambda item: (FIRST_KEPT.index(item[1].kind), item[0]))
+    return tuple(moment for _, moment in sorted(ranked[:SHOWN_MOMENTS], key=lambda item: item[0]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_comparison(value: Any) -> bool:
+    return isinstance(value, dict) and len(value) > 1 and all(_is_number(item) for item in value.values())
