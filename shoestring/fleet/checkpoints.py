@@ -107,6 +107,7 @@ class DiskKeeper:
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
             _sync_directory(self.root)
+            self._distrusted.pop(final.name, None)  # what stands there now is another checkpoint
             self._drop_others(final)
         except OSError as error:
             raise CheckpointError(

@@ -62,12 +62,18 @@ class Checks:
         self._compare(parts, wanted, f"checkpoint {manifest.step}")
         self._world.seen["checkpoints"] += 1
 
-    def finished(self, manifest: Manifest, model: bytes) -> None:
+    def rolled_back(self, step: int) -> None:
+        """The fleet goes back to a checkpoint: nobody may hold newer state that could have been used."""
+        for worker in self._world.workers:
+            if worker.able and worker.settled and worker.step > step:
+                who = f"{worker.name}.{worker.incarnation}"
+                self.fail(f"a roll-back to step {step}, though {who} is at step {worker.step}")
+
+    def finished(self, ledger: Ledger, model: bytes) -> None:
         """The run says that it is over: every sample once, or on the dead list."""
         world = self._world
-        ledger = Ledger.restore(world.scenario.ledger, manifest.ledger)
         dead = {letter.position for letter in ledger.dead_letters()}
-        self._compare(model, expected(ledger, world.positions, manifest.step), "the final model")
+        self._compare(model, expected(ledger, world.positions, -1), "the final model")
         bad = dead - world.scenario.poison - set(world.scenario.flaky)
         if bad:
             self.fail(f"positions {sorted(bad)} are dead, though nothing is wrong with them")

@@ -84,7 +84,7 @@ class Faults:
 
     def _damage(self) -> None:
         if committed := self._world.disk.committed():
-            self._world.disk.damage(committed[-1])
+            self._world.disk.damage(committed[-1], self._world.rng.randrange(8))
 
     def _disk_full(self) -> None:
         self._world.disk.full = True

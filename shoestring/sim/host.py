@@ -60,6 +60,8 @@ class Host:
             return
         self._world.note("dead", "coordinator", self._life)
         self._world.seen["coordinator_deaths"] += 1
+        if self.ledger is not None:
+            self.ledger.close()
         self.coordinator = self.ledger = None
         inbox, self._inbox = self._inbox, []
         for line, attempt, _ in inbox:

@@ -149,6 +149,6 @@ def _network(rng: random.Random) -> NetworkFaults:
     return NetworkFaults(
         loss=rng.choice((0.0, 0.02, 0.1)),
         double=rng.choice((0.0, 0.05, 0.2)),
-        late=rng.choice((0.0, 0.03, 0.1)),
-        late_s=rng.uniform(0.1, 3.0),
+        late=rng.choice((0.0, 0.05, 0.2)),
+        late_s=0.05 * 60 ** rng.random(),
     )

@@ -35,11 +35,11 @@ class Disk:
         """Names of the committed checkpoints, oldest first."""
         return sorted(name for name in self.folders if len(name) == len("step-00000000"))
 
-    def damage(self, folder: str) -> None:
-        """Flip a byte of one file of a directory."""
+    def damage(self, folder: str, which: int) -> None:
+        """Spoil one file of a directory, for good."""
         files = self.folders[folder]
-        name = min(files)
-        files[name] = files[name][:-1] + bytes([files[name][-1] ^ 0x55]) if files[name] else b"?"
+        name = sorted(files)[which % len(files)]
+        files[name] = files[name][:-1] + b"??"
 
 
 class MemoryKeeper:
@@ -75,6 +75,7 @@ class MemoryKeeper:
         self._disk.write(aside, MANIFEST, msgspec.json.encode(manifest))
         final = f"step-{manifest.step:08d}"
         self._disk.folders[final] = self._disk.folders.pop(aside)
+        self._distrusted.pop(final, None)
         for name in self._disk.committed():
             if name > final:
                 self._disk.folders[f"{name}.left"] = self._disk.folders.pop(name)

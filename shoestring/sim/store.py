@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import msgspec
@@ -66,6 +67,9 @@ class MemoryLedger(DurableLedger):
         ledger._engine = cast(sa.Engine, tables)
         return ledger
 
+    def close(self) -> None:
+        """Nothing to let go of; the tables stay."""
+
     def _write(self, connection: Any) -> None:
         tables = cast(Tables, connection)
         if tables.owner != self._owner:
@@ -86,3 +90,24 @@ class MemoryLedger(DurableLedger):
             tables.letters.pop(position, None)
             if position in self._letters:
                 tables.letters[position] = encode(self._letters[position])
+
+
+class SqliteLedger(DurableLedger):
+    """The DurableLedger as it is, on SQLite; `tables` only says when the disk is full."""
+
+    tables = Tables()
+
+    @classmethod
+    def open_in(cls, folder: Path, tables: Tables, spec: LedgerSpec) -> DurableLedger:
+        """The ledger in the file `ledger.db` of a directory.
+
+        Raises:
+            LedgerError: as `open`.
+        """
+        ledger = cls.open(f"sqlite:///{folder / 'ledger.db'}", spec)
+        cast(SqliteLedger, ledger).tables = tables
+        return ledger
+
+    def _write(self, connection: Any) -> None:
+        with self.tables.begin():
+            super()._write(connection)

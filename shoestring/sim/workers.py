@@ -58,6 +58,11 @@ class Worker:
         """Whether the process exists."""
         return self.exit_code is None
 
+    @property
+    def able(self) -> bool:
+        """Whether the process exists and moves."""
+        return self.alive and not (self.hung or self.stalled)
+
     def later(self, delay_s: float, do: Callable[..., None], *args: Any) -> None:
         """Schedule something of the main thread."""
         self._world.after(delay_s, self._run, do, args)
@@ -137,13 +142,20 @@ class Worker:
             return
         self.round_, self._last_round = reply, reply.round_id
         self._world.note("round", self._who, reply)
-        if self.step > reply.step:
-            self.step = -1  # the fleet goes on from an older state: this one must never be offered again
+        self._drop_if_left(reply)
         self._group = self._world.group_of(reply)
         if len(reply.members) > 1:
             self._line.call(m.KvSet(reply.round_id, f"at/{reply.rank}", self._who.encode()), self._meet)
         else:
             self._connected()
+
+    def _drop_if_left(self, round_: m.Round) -> None:
+        """The fleet goes on from an older state than this one, which must never be offered again."""
+        if self.step > round_.step:
+            self.step = -1
+
+    def _wrongly_asked(self, round_: m.Round) -> bool:
+        return round_.rank == round_.source_rank and self.step != round_.step
 
     def _meet(self, reply: m.Reply, peer: int = 0) -> None:
         """Look up every peer's address in the rendezvous table."""
@@ -162,7 +174,7 @@ class Worker:
             self.step = -1
             self._enter("restore")
             self.later(self._world.rng.uniform(0.001, 0.03), self._restore)
-        elif round_.rank == round_.source_rank and self.step != round_.step:
+        elif self._wrongly_asked(round_):
             self._lost("asked for a state that it does not hold")
         else:
             self._exchange("behind", self.step != round_.step, self._align)

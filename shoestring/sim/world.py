@@ -10,6 +10,7 @@ from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from shoestring.base.errors import CheckpointError
@@ -24,7 +25,7 @@ from shoestring.sim.host import Host, Supervisor
 from shoestring.sim.network import Network
 from shoestring.sim.scenario import SimOptions, draw
 from shoestring.sim.storage import Disk, MemoryKeeper, read_manifest
-from shoestring.sim.store import MemoryLedger, Tables
+from shoestring.sim.store import MemoryLedger, SqliteLedger, Tables
 from shoestring.sim.workers import Worker
 
 TAIL = 150
@@ -69,6 +70,7 @@ class World:
         self.seen: Counter[str] = Counter()
         self.disk = Disk()
         self.tables = Tables()
+        self._folder = TemporaryDirectory() if options.store == "sqlite" else None
         self.workers: list[Worker] = []
         self._seed = seed
         self._queue: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -83,7 +85,7 @@ class World:
         self.host = Host(self)
         self.supervisor = Supervisor(self, 0)
         Faults(self)
-        self.host.start(resumed=False)
+        self.after(0.0, self.host.start, False)
 
     def run(self) -> SeedResult:
         """Let time pass until the run is over or a promise is broken."""
@@ -100,6 +102,9 @@ class World:
         except Exception as error:  # noqa: BLE001  whatever a part throws is a finding of this seed
             where = traceback.extract_tb(error.__traceback__)[-1]
             violation = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+        finally:
+            if self._folder is not None:
+                self._folder.cleanup()
         self.seen["events"] = self._events
         tail = tuple(f"{at:9.4f} {kind:9s} {who:14s} {what}" for at, kind, who, what in self._tail)
         shown = tail if violation else ()
@@ -127,15 +132,18 @@ class World:
         """The coordinator's log."""
         self._tail.append((self.now, f"log {kind}", "", fields))
         self.seen[f"logged_{kind}"] += 1
-        if fields.get("action") == "restore":
+        if kind == "decision" and "action" in fields and fields["action"] == "restore":
             self.seen["rollbacks"] += 1
+            self.checks.rolled_back(int(fields["step"]))
         return None
 
     # --- what the parts need -------------------------------------------------------------------
 
     def open_ledger(self) -> DurableLedger:
         """The ledger as the store has it."""
-        return MemoryLedger.open_on(self.tables, self.scenario.ledger)
+        if self._folder is None:
+            return MemoryLedger.open_on(self.tables, self.scenario.ledger)
+        return SqliteLedger.open_in(Path(self._folder.name), self.tables, self.scenario.ledger)
 
     def make_coordinator(self, ledger: DurableLedger, resumed: bool) -> Coordinator:
         """A coordinator on that ledger."""
@@ -218,13 +226,14 @@ class World:
 
     def _check_end(self) -> None:
         newest = MemoryKeeper(self.disk, 1).newest()
+        ledger = self.open_ledger()
         if newest.damaged:
             self.seen["damaged_after_the_end"] += 1
             return
         if newest.manifest is None:
             self.checks.fail("the run is over without a checkpoint")
             return
-        self.checks.finished(newest.manifest, self.read_checkpoint(newest.path))
+        self.checks.finished(ledger, self.read_checkpoint(newest.path))
 
 
 class CheckedKeeper(MemoryKeeper):
@@ -241,6 +250,11 @@ class CheckedKeeper(MemoryKeeper):
             CheckpointError: it could not be committed.
         """
         size_bytes = super().commit(manifest)
+        found = self.newest().manifest
+        if found is None or found.step != manifest.step:
+            self._world.checks.fail(
+                f"checkpoint {manifest.step} is committed, but a restore would not take it"
+            )
         model = self._world.read_checkpoint(f"step-{manifest.step:08d}")
         self._world.checks.committed(manifest, model)
         return size_bytes
