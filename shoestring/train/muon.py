@@ -2,7 +2,7 @@
 
 Muon (K. Jordan et al., 2024): momentum, then the nearest semi-orthogonal matrix by Newton-Schulz
 iterations in place of the raw update. AdamW: arXiv 1711.05101. The grouping, and the division of the
-Newton-Schulz work over ranks, are ours.
+Newton-Schulz work over workers, are ours.
 """
 
 from __future__ import annotations
@@ -106,6 +106,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """One step for all groups; a group's `rule` says which.
 
     A Muon tensor [..., r, c] is a batch of matrices. Its update is scaled by sqrt(max(1, r / c)).
+    State and parameters are whole on every worker, so that workers may come and go; `prepare` lets them
+    share the one expensive part of a step.
 
     Args:
         params: groups with a `rule`, "muon" or "adamw".
@@ -113,33 +115,101 @@ class MuonAdamW(torch.optim.Optimizer):
         betas, eps: of AdamW.
         ns_steps: Newton-Schulz iterations.
         dtype: of the Newton-Schulz products.
-        rank, world, exchange: with more than one worker, each orthogonalises its share of the matrices, and
-            `exchange` sums a flat tensor over workers in place. State stays whole on every worker, so that
-            workers may come and go.
     """
 
     def __init__(
         self, params: Iterable[dict[str, Any]], *, momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95), eps: float = 1e-10, ns_steps: int = 5,
         dtype: torch.dtype = torch.bfloat16,
-        rank: int = 0, world: int = 1, exchange: Callable[[Tensor], None] | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(params, {"momentum": momentum, "betas": betas, "eps": eps, "weight_decay": 0.0})
         self._ns_steps = ns_steps
         self._dtype = dtype
-        self._rank, self._world, self._exchange = rank, world, exchange
+        self._prepared: list[Tensor] | None = None
+
+    @torch.no_grad()
+    def prepare(
+        self, rank: int = 0, world: int = 1, exchange: Callable[[Tensor], object] | None = None
+    ) -> None:
+        """Orthogonalise the coming updates; with several workers, each its share of the matrices.
+
+        Changes neither parameters nor state, so a failing exchange leaves a whole, unchanged optimizer.
+
+        Args:
+            rank, world: this worker's place among those that hold the same gradients.
+            exchange: sums a flat tensor over the workers in place; called once by each.
+        """
+        batches = [self._look_ahead(members, group) for group, members in self._matrices()]
+        if exchange is None or world == 1:
+            self._prepared = [self._orthogonalise(batch) for batch in batches]
+            return
+        sizes = [batch.numel() for batch in batches]
+        flat = torch.zeros(sum(sizes), dtype=self._dtype, device=batches[0].device)
+        parts = flat.split(sizes)
+        shared = [part.view_as(batch) for part, batch in zip(parts, batches, strict=True)]
+        for out, batch in zip(shared, batches, strict=True):
+            first, last = len(batch) * rank // world, len(batch) * (rank + 1) // world
+            if last > first:
+                out[first:last] = self._orthogonalise(batch[first:last])
+        exchange(flat)
+        self._prepared = shared
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient, with what `prepare` made if it was called."""
+        if self._prepared is None:
+            self.prepare()
+        updates, self._prepared = self._prepared or [], None
+        for (group, members), update in zip(self._matrices(), updates, strict=True):
+            self._apply_muon(members, update, group)
         for group in self.param_groups:
-            used = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if not used:
+            if group["rule"] == "adamw":
+                self._adamw([p for p in group["params"] if p.grad is not None], group)
+
+    def _matrices(self) -> list[tuple[dict[str, Any], list[Tensor]]]:
+        """Muon's parameters with a gradient, those of one shape together."""
+        found: list[tuple[dict[str, Any], list[Tensor]]] = []
+        for group in self.param_groups:
+            if group["rule"] != "muon":
                 continue
-            if group["rule"] == "muon":
-                self._muon(used, group)
-            else:
-                self._adamw(used, group)
+            by_shape: dict[tuple[int, int], list[Tensor]] = {}
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    by_shape.setdefault((parameter.shape[-2], parameter.shape[-1]), []).append(parameter)
+            found.extend((group, members) for members in by_shape.values())
+        return found
+
+    def _look_ahead(self, members: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """Nesterov's mix of gradient and running mean as the step will see it: [n, r, c], working dtype."""
+        keep = group["momentum"]
+        parts = []
+        for parameter in members:
+            assert parameter.grad is not None
+            ahead = parameter.grad * (1.0 - keep * keep)
+            if self.state[parameter]:
+                ahead.add_(self.state[parameter]["first"], alpha=keep * keep)
+            parts.append(ahead.view(-1, *parameter.shape[-2:]).to(self._dtype))
+        return torch.cat(parts)
+
+    def _orthogonalise(self, batch: Tensor) -> Tensor:
+        if batch.shape[1] <= batch.shape[2]:
+            return orthogonalise(batch, self._ns_steps)
+        return orthogonalise(batch.transpose(1, 2).contiguous(), self._ns_steps).transpose(1, 2)
+
+    def _apply_muon(self, members: list[Tensor], update: Tensor, group: dict[str, Any]) -> None:
+        rows, columns = update.shape[-2:]
+        rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+        offset = 0
+        for parameter in members:
+            state = self.state[parameter]
+            if not state:
+                state["first"] = torch.zeros_like(parameter)
+            assert parameter.grad is not None
+            state["first"].lerp_(parameter.grad, 1.0 - group["momentum"])
+            count = parameter.numel() // (rows * columns)
+            parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
+            parameter.add_(update[offset : offset + count].reshape(parameter.shape), alpha=-rate)
+            offset += count
 
     def _adamw(self, params: list[Tensor], group: dict[str, Any]) -> None:
         beta1, beta2 = group["betas"]
@@ -159,43 +229,3 @@ class MuonAdamW(torch.optim.Optimizer):
             parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
             rate = group["lr"] * unbias / (1.0 - beta1**count)
             parameter.addcdiv_(state["first"], denominator, value=-rate)
-
-    def _muon(self, params: list[Tensor], group: dict[str, Any]) -> None:
-        by_shape: dict[tuple[int, int], list[Tensor]] = {}
-        for parameter in params:
-            by_shape.setdefault((parameter.shape[-2], parameter.shape[-1]), []).append(parameter)
-        for (rows, columns), members in by_shape.items():
-            scale = group["lr"] * math.sqrt(max(1.0, rows / columns))
-            moved = torch.cat([self._momentum(parameter, group["momentum"]) for parameter in members])
-            update = self._shared_orthogonalise(moved)
-            offset = 0
-            for parameter in members:
-                count = parameter.numel() // (rows * columns)
-                parameter.mul_(1.0 - group["lr"] * group["weight_decay"])
-                parameter.add_(update[offset : offset + count].view_as(parameter), alpha=-scale)
-                offset += count
-
-    def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
-        """Nesterov look-ahead of the running mean, as matrices [n, r, c] in the working dtype."""
-        state = self.state[parameter]
-        if not state:
-            state["first"] = torch.zeros_like(parameter)
-        assert parameter.grad is not None
-        state["first"].lerp_(parameter.grad, 1.0 - momentum)
-        ahead = torch.lerp(parameter.grad, state["first"], momentum)
-        return ahead.reshape(-1, parameter.shape[-2], parameter.shape[-1]).to(self._dtype)
-
-    def _shared_orthogonalise(self, matrices: Tensor) -> Tensor:
-        """Orthogonalise [n, r, c], each worker its share, so that the work is divided as the batch is."""
-        tall = matrices.shape[1] > matrices.shape[2]
-        wide = matrices.transpose(1, 2).contiguous() if tall else matrices
-        if self._exchange is None or self._world == 1:
-            out = orthogonalise(wide, self._ns_steps)
-        else:
-            count = wide.shape[0]
-            first, last = count * self._rank // self._world, count * (self._rank + 1) // self._world
-            out = torch.zeros(wide.shape, dtype=torch.float32, device=wide.device)
-            if last > first:
-                out[first:last] = orthogonalise(wide[first:last], self._ns_steps)
-            self._exchange(out)
-        return out.transpose(1, 2) if tall else out

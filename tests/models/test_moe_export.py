@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from shoestring.base.errors import CheckpointError
-from shoestring.models.moe_lm.config import LITE, PLUS, TINY
+from shoestring.models.moe_lm.config import LITE, PLUS, TINY, MoeConfig
 from shoestring.models.moe_lm.export import (
     config_from_hf,
     export_state_dict,
@@ -19,7 +19,7 @@ from shoestring.models.moe_lm.export import (
     load_pretrained,
     save_pretrained,
 )
-from shoestring.models.moe_lm.model import MoeLM
+from shoestring.models.moe_lm.model import Block, MoeLM
 
 
 def test_round_trip_keeps_every_bit_and_the_loss(tmp_path: Path) -> None:
@@ -66,15 +66,16 @@ def test_names_and_shapes_follow_the_published_layout(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", [LITE, PLUS], ids=["lite", "plus"])
-def test_published_configurations_survive_the_translation(config: object) -> None:
-    assert config in (LITE, PLUS)
-    assert config_from_hf(hf_config(config)) == config  # type: ignore[arg-type]
+def test_published_configurations_survive_the_translation(config: MoeConfig) -> None:
+    assert config_from_hf(hf_config(config)) == config
 
 
 def test_queries_keys_and_values_are_joined_in_that_order() -> None:
     model = MoeLM(TINY, seed=1)
     joined = export_state_dict(model)["model.layers.0.attention.query_key_value.weight"]
-    attention = model.layers[0].attention
+    block = model.layers[0]
+    assert isinstance(block, Block)
+    attention = block.attention
     assert torch.equal(joined, torch.cat((attention.query, attention.key, attention.value)))
 
 
