@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 Route = tuple[Tensor, Tensor, Tensor]
 
+_PARTIAL_SUMS = 16
 _HEAD_CHUNK_ELEMENTS = 1 << 21  # logits of a chunk stay near the cache; found by measuring
 
 
@@ -43,16 +44,11 @@ class RmsNormFn(torch.autograd.Function):
         return dx_ND, dgain_D, None
 
 
-def _swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    act: Tensor = F.silu(gate).mul_(up)
-    return act
-
-
-def _swiglu_backward(gate: Tensor, up: Tensor, dact: Tensor) -> Tensor:
-    """Gradient of [gate | up] side by side, given that of silu(gate) * up."""
+def _swiglu_backward(gate: Tensor, up: Tensor, silu: Tensor, dact: Tensor) -> Tensor:
+    """Gradient of [gate | up] side by side, given that of silu(gate) * up; `silu` is silu(gate)."""
     width = gate.shape[-1]
     dboth = torch.empty(*gate.shape[:-1], 2 * width, dtype=gate.dtype, device=gate.device)
-    torch.mul(dact, F.silu(gate), out=dboth[..., width:])
+    torch.mul(dact, silu, out=dboth[..., width:])
     dboth[..., :width] = torch.ops.aten.silu_backward(dact * up, gate)
     return dboth
 
@@ -65,17 +61,18 @@ class SwigluMlpFn(torch.autograd.Function):
         """x_ND [N, d], w_in [2m, d] (gate rows first), w_out [d, m] -> [N, d]."""
         both = x_ND @ w_in.t()
         gate, up = both.chunk(2, dim=-1)
-        act = _swiglu(gate, up)
-        ctx.save_for_backward(x_ND, w_in, w_out, both, act)
+        silu = F.silu(gate)
+        act = silu * up
+        ctx.save_for_backward(x_ND, w_in, w_out, both, silu, act)
         return act @ w_out.t()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of x, w_in, w_out."""
-        x_ND, w_in, w_out, both, act = ctx.saved_tensors
+        x_ND, w_in, w_out, both, silu, act = ctx.saved_tensors
         gate, up = both.chunk(2, dim=-1)
-        dboth = _swiglu_backward(gate, up, dy_ND @ w_out)
+        dboth = _swiglu_backward(gate, up, silu, dy_ND @ w_out)
         return dboth @ w_in, dboth.t() @ x_ND, dy_ND.t() @ act
 
 
@@ -97,26 +94,27 @@ class RoutedExpertsFn(torch.autograd.Function):
         xs = x_ND.index_select(0, token)
         both = F.grouped_mm(xs, w_in.transpose(1, 2), offs=offsets)
         gate, up = both.chunk(2, dim=-1)
-        act = _swiglu(gate, up)
+        silu = F.silu(gate)
+        act = silu * up
         flat_weight = torch.cat((weight_NK.reshape(-1), weight_NK.new_zeros(1)))
         weight = flat_weight.index_select(0, source).to(x_ND.dtype).unsqueeze(1)
         weighted = act * weight
         ys = F.grouped_mm(weighted, w_out.transpose(1, 2), offs=offsets)
-        ctx.save_for_backward(xs, both, act, weighted, weight, w_in, w_out, token, place, offsets)
+        ctx.save_for_backward(xs, both, silu, act, weighted, weight, w_in, w_out, token, place, offsets)
         return _sum_experts(ys, place, top_k)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
         """Gradients of x, weight, w_in, w_out."""
-        xs, both, act, weighted, weight, w_in, w_out, token, place, offsets = ctx.saved_tensors
+        xs, both, silu, act, weighted, weight, w_in, w_out, token, place, offsets = ctx.saved_tensors
         top_k = place.numel() // dy_ND.shape[0]
         dys = dy_ND.index_select(0, token)
         dweighted = F.grouped_mm(dys, w_out, offs=offsets)
         dw_out = F.grouped_mm(dys.t(), weighted, offs=offsets)
         dweight = (dweighted * act).sum(-1, dtype=torch.float32)
         gate, up = both.chunk(2, dim=-1)
-        dboth = _swiglu_backward(gate, up, dweighted.mul_(weight))
+        dboth = _swiglu_backward(gate, up, silu, dweighted.mul_(weight))
         dw_in = F.grouped_mm(dboth.t(), xs, offs=offsets)
         dx_ND = _sum_experts(F.grouped_mm(dboth, w_in, offs=offsets), place, top_k)
         return dx_ND, dweight.index_select(0, place).view(-1, top_k), dw_in, dw_out, None
@@ -129,6 +127,12 @@ def _sum_experts(rows: Tensor, place: Tensor, top_k: int) -> Tensor:
     for index in range(1, top_k):
         total = total + picked[:, index]
     return total
+
+
+def _row_sums(z: Tensor) -> Tensor:
+    """Row sums in fp32, [M, V] -> [M, 1]; partial sums in z's own type spare the fp32 copy of z."""
+    width = max(1, -(-z.shape[1] // _PARTIAL_SUMS))
+    return torch.stack([part.sum(1) for part in z.split(width, dim=1)]).float().sum(0).unsqueeze(1)
 
 
 class HeadLossFn(torch.autograd.Function):
@@ -151,13 +155,16 @@ class HeadLossFn(torch.autograd.Function):
             z.sub_(z.amax(1, keepdim=True))
             picked = z.gather(1, target).float()
             z.exp_()
-            total = z.sum(1, keepdim=True, dtype=torch.float32)
+            total = _row_sums(z)
             loss += (total.log() - picked).sum()
             if dx_ND is not None and dw_VD is not None:
-                z.mul_(total.reciprocal())
-                z.scatter_add_(1, target, torch.full_like(target, -1, dtype=z.dtype))
+                # probabilities = exp(z) / total, less one at the target: dividing the narrow side and taking
+                # the target's row apart saves two passes over the logits.
+                share = total.reciprocal().to(x.dtype)
                 torch.mm(z, w_VD, out=dx_ND[start : start + rows])
-                dw_VD += z.t() @ x
+                dx_ND[start : start + rows].mul_(share).sub_(w_VD.index_select(0, target.squeeze(1)))
+                dw_VD += z.t() @ (x * share)
+                dw_VD.index_add_(0, target.squeeze(1), x.float(), alpha=-1.0)
         if dx_ND is not None and dw_VD is not None:
             ctx.save_for_backward(dx_ND, dw_VD)
             ctx.w_dtype = w_VD.dtype
