@@ -24,6 +24,7 @@ from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.leases import LeaseDesk
 from shoestring.fleet.membership import Membership
 from shoestring.fleet.persisted import Log, Persisted
+from shoestring.fleet.restarts import headline
 from shoestring.fleet.rounds import RoundState
 from shoestring.fleet.stepping import Stepper
 
@@ -385,7 +386,7 @@ class Coordinator:
         self._monitor.forget(name)
         self._note(
             "fault",
-            f"{name} is gone ({error.strip().splitlines()[-1] if error.strip() else 'no error'}): {what}",
+            f"{name} is gone ({headline(error)}): {what}",
             worker=name,
             detail=error,
         )

@@ -12,7 +12,7 @@ import traceback
 import msgspec
 
 from shoestring.base.clock import Clock
-from shoestring.base.errors import FleetError, ShoestringError
+from shoestring.base.errors import FleetError, ShoestringError, TransportError
 from shoestring.base.record import RunRecord
 from shoestring.fleet import messages as m
 from shoestring.fleet.channel import Answerer, Channel, DirectChannel, WorkerContext
@@ -138,7 +138,7 @@ class InProcess:
 
     def _open(self) -> Channel:
         ours = threading.get_ident() == self._thread
-        return _Watched(self) if ours else DirectChannel(self._coordinator, self._clock, self._lock)
+        return _Watched(self) if ours else _Aside(DirectChannel(self._coordinator, self._clock, self._lock))
 
     def call(self, request: m.Request) -> m.Reply:
         """A worker's call; when a status is due, supervision happens on the way.
@@ -152,6 +152,23 @@ class InProcess:
             if set(orders.kill) & set(self._running):
                 raise Killed("killed by order of the coordinator")
         return reply
+
+
+class _Aside:
+    """The channel of the worker's other threads: the heartbeat's."""
+
+    def __init__(self, line: DirectChannel) -> None:
+        self._line = line
+
+    def call(self, request: m.Request) -> m.Reply:
+        """Answered at once. Raises TransportError: the main thread's own call meets the cause."""
+        try:
+            return self._line.call(request)
+        except ShoestringError as error:
+            raise TransportError(error.what, error.todo) from error
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
 
 class _Watched:

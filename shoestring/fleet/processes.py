@@ -166,12 +166,7 @@ def run_body(body: Callable[[int], int], words_fd: int) -> int:
     except BaseException as error:  # noqa: BLE001  whatever ends a child is said, never lost
         text = str(error) if isinstance(error, ShoestringError) else traceback.format_exc()
         print(traceback.format_exc(), file=sys.stderr)
-        last = (
-            text
-            if not isinstance(error, ShoestringError)
-            else f"{error.todo}\n{type(error).__name__}: {error.what}"
-        )
-        os.write(words_fd, last.encode()[-WORDS_LIMIT_BYTES:])
+        os.write(words_fd, text.encode()[-WORDS_LIMIT_BYTES:])
         return error.exit_code if isinstance(error, ShoestringError) else 1
     finally:
         sys.stdout.flush()

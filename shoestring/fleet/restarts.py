@@ -25,10 +25,16 @@ class Restart:
     reason: str
 
 
+def headline(error: str) -> str:
+    """The line of an error that says what happened: the last one that is not advice."""
+    lines = [line.strip() for line in error.splitlines()]
+    said = [line for line in lines if line and not line.startswith("what to do:")]
+    return said[-1] if said else "no error text"
+
+
 def signature(error: str) -> str:
-    """What makes two failures the same: the last line of the error without its numbers."""
-    lines = [line for line in error.strip().splitlines() if line.strip()]
-    return re.sub(r"0x[0-9a-f]+|\d+", "#", lines[-1].strip()) if lines else "no error text"
+    """What makes two failures the same: the error's headline without its numbers."""
+    return re.sub(r"0x[0-9a-f]+|\d+", "#", headline(error))
 
 
 def decide(now: float, failures: tuple[Failure, ...], config: MemberConfig) -> Restart:

@@ -20,7 +20,7 @@ from shoestring.base.errors import ShoestringError, TransportError
 from shoestring.fleet import messages as m
 from shoestring.fleet.config import MemberConfig
 from shoestring.fleet.launch import Outcome
-from shoestring.fleet.restarts import Failure, decide, signature
+from shoestring.fleet.restarts import Failure, decide, headline, signature
 
 STATUS_S = 0.25
 BUSY_TICK_S = 0.02
@@ -217,7 +217,7 @@ class Supervisor:
         if restart.at_s is None:
             return Outcome("failed", f"the coordinator {restart.reason}\n{end.what}", end.todo)
         talk.restart_at_s = restart.at_s
-        self._messages += (f"the coordinator ended ({end.what.splitlines()[-1]}): {restart.reason}",)
+        self._messages += (f"the coordinator ended ({headline(end.what)}): {restart.reason}",)
         return None
 
     def _ask(self) -> m.SupervisorOrders | None:

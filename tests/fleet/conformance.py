@@ -80,6 +80,7 @@ class Conformance:
         record = events(tmp_path)
         assert [e["step"] for e in record.of("step")] == list(range(1, SAMPLES // BATCH + 1))
         assert record.of("round")[0]["members"] == [f"w{i}" for i in range(transport.workers)]
+        assert record.of("fault") == []
         assert seen[-1].done == SAMPLES and seen[-1].todo == seen[-1].doing == 0
 
     def test_a_repeated_request_gets_the_same_answer(self, transport: Transport, tmp_path: Path) -> None:

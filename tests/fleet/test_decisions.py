@@ -31,6 +31,8 @@ def test_numbers_and_addresses_do_not_make_errors_different() -> None:
     assert decide(0.0, failures("a", "b", "a"), CONFIG).at_s is not None
     assert decide(0.0, failures("a", "a"), CONFIG).at_s is not None
     assert signature(" \n ") == "no error text"
+    advice = "Traceback\nDataError: no file 7\n  what to do: give one\n"
+    assert signature(advice) == "DataError: no file #"
 
 
 def test_progress_is_the_nearest_bound() -> None:
