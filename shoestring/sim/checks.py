@@ -97,6 +97,8 @@ class Checks:
     def _compare(self, model: bytes, wanted: bytes, who: str) -> None:
         if model == wanted:
             return
+        if len(model) != len(wanted):
+            self.fail(f"{who}: a model of {len(model)} positions instead of {len(wanted)}")
         wrong = [p for p in range(self._world.positions) if model[p] != wanted[p]]
         shown = ", ".join(f"position {p}: used {model[p]}x, counted {wanted[p]}x" for p in wrong[:5])
         self.fail(f"{who}: the model and the ledger differ in {len(wrong)} positions ({shown})")

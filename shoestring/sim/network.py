@@ -119,7 +119,7 @@ class Network:
     def _delays(self) -> tuple[float, ...]:
         rng, faults, seen = self._world.rng, self._faults, self._world.seen
         first = rng.uniform(*TRAVEL_S)
-        if not faults.late_s:
+        if not faults.late_s or self._world.now > self._world.options.quiet_s:
             return (first,)
         roll = rng.random()
         if roll < faults.loss:

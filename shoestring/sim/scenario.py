@@ -34,14 +34,14 @@ class SimOptions:
     """Bounds of the simulation.
 
     Attributes:
-        quiet_s: virtual seconds after which no new fault comes.
+        quiet_s: virtual seconds after which no new fault comes and no message is lost.
         limit_s: virtual seconds within which every run must be over (liveness).
         store: `sqlite` runs on the real store, in a file of a temporary directory; slower.
         flush_first: whether answers wait for the flush; False is a mutation for tests.
     """
 
     quiet_s: float = 6.0
-    limit_s: float = 120.0
+    limit_s: float = 40.0
     flush_first: bool = True
     store: Literal["memory", "sqlite"] = "memory"
 

@@ -281,6 +281,7 @@ class Worker:
             files[name] = self._world.disk.write(order.directory, name, part)
         except CheckpointError as problem:
             error = problem.what
+        self._enter("idle")
         request = m.Saved(self.name, self.incarnation, round_.round_id, order.step, files, error)
         self._line.call(request, self._on_saved)
 
