@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from shoestring.base.errors import DataError
+
 Shuffle = Literal["none", "shards", "samples"]
 ROUNDS = 6
 
@@ -18,7 +20,8 @@ def permute(values: NDArray[np.int64], size: int, seed: int, epoch: int) -> NDAr
     if size <= 1:
         return np.zeros_like(values)
     half_bits = max(1, (int(size - 1).bit_length() + 1) // 2)
-    keys = np.random.SeedSequence([seed & (2**63 - 1), epoch]).generate_state(ROUNDS, np.uint64)
+    sequence = np.random.SeedSequence([seed & (2**63 - 1), epoch])
+    keys = sequence.generate_state(ROUNDS, np.uint64).astype(np.uint64)
     result = values.astype(np.uint64)
     pending = np.arange(len(result))
     while len(pending):
@@ -60,7 +63,16 @@ class Order:
     shard_size: int = 1024
 
     def sample_ids(self, start: int, length: int) -> NDArray[np.int64]:
-        """The samples at positions [start, start + length), int64 [length]."""
+        """The samples at positions [start, start + length), int64 [length].
+
+        Raises:
+            DataError: the range leaves [0, samples * epochs).
+        """
+        if start < 0 or length < 0 or start + length > self.samples * self.epochs:
+            raise DataError(
+                f"positions {start} to {start + length} are not among {self.epochs} epochs of {self.samples}",
+                "use the settings that the run was started with",
+            )
         positions = np.arange(start, start + length, dtype=np.int64)
         epochs, within = positions // self.samples, positions % self.samples
         for epoch in np.unique(epochs):
@@ -69,7 +81,11 @@ class Order:
         return within
 
     def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, sample) of one position."""
+        """(epoch, sample) of one position.
+
+        Raises:
+            DataError: there is no such position.
+        """
         return position // self.samples, int(self.sample_ids(position, 1)[0])
 
     def _shuffled(self, within: NDArray[np.int64], epoch: int) -> NDArray[np.int64]:
