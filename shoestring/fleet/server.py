@@ -102,7 +102,7 @@ class Server:
             self._flush_s = self._clock.now() - now
         for line, reply in answers:
             self._send(line, pack_frame(m.encode(reply)))
-        self._expected = len(answers)
+        self._expected = max(len(answers), self._expected * 9 // 10)
 
     def close(self) -> None:
         """Close all connections; the listener belongs to who made it."""
@@ -113,7 +113,7 @@ class Server:
     def _gather(self) -> None:
         """Let those who were just answered ask again before this turn's commit is paid for.
 
-        As many as in the last turn are worth a short wait, bounded by a part of what a commit
+        As many as asked together lately are worth a short wait, bounded by a part of what a commit
         costs; a lone caller, or callers that come together, never wait.
         """
         until_s = self._clock.now() + min(GATHER_SHARE * self._flush_s, GATHER_MAX_S)

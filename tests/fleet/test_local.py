@@ -60,6 +60,7 @@ def test_nobody_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
     supervisor = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
     wait_until(lambda: len(children_of(supervisor.pid)) == 3, 30.0)
     children = children_of(supervisor.pid)
+    assert all(running(pid) for pid in children)
     supervisor.kill()
     supervisor.wait()
     wait_until(lambda: not any(running(pid) for pid in children))
