@@ -24,6 +24,8 @@ from shoestring.report.series import (
 )
 
 LANE_HEIGHT = 26
+FAULT_COLOR = "#dd5061"  # these two are seen on light and on dark paper
+EVENT_COLOR = "#8a8f98"
 TIME_TITLE = "time of running (min:s)"
 REASON_CHARS = 220
 MARKED_EVENTS = 400
@@ -33,25 +35,19 @@ SHAPES: Mapping[str, str] = MappingProxyType(
 WHAT = ("compute", "exchange", "other")
 
 
-def chart(view: RecordView, name: str) -> dict[str, Any]:
-    """The specification of a chart by name (`metric:loss`, `rate:tokens`, `timeline`, ...), with its data.
+def chart(view: RecordView, name: str) -> dict[str, Any] | None:
+    """A chart by name (`metric:loss`, `rate:tokens`, `timeline`, ...); None: there is nothing to draw.
 
     Raises:
-        LookupError: there is no such chart, or the record holds nothing to draw.
+        LookupError: there is no such chart.
     """
     kind, _, argument = name.partition(":")
     made = MAKERS[kind](view, argument)
     if made is None:
-        raise LookupError(f"the record holds nothing for the chart {name}")
+        return None
     spec: dict[str, Any] = made.to_dict(validate=False)
     del spec["$schema"], spec["config"]
     return spec
-
-
-def available(view: RecordView, names: list[str]) -> list[str]:
-    """Those of the charts for which the record holds data."""
-    parted = [(name, *name.partition(":")) for name in names]
-    return [name for name, kind, _, argument in parted if MAKERS[kind](view, argument) is not None]
 
 
 def _data(rows: list[Row]) -> Any:
@@ -73,7 +69,7 @@ def _fault_rules(view: RecordView) -> Any:
     rows = [row for row in _marks(view) if row["kind"] == "fault"]
     return (
         alt.Chart(_data(rows))
-        .mark_rule(strokeDash=[3, 3], color="#d1495b", opacity=0.8)
+        .mark_rule(strokeDash=[4, 3], strokeWidth=1.3, color=FAULT_COLOR)
         .encode(x=_time(), tooltip=[alt.Tooltip("reason:N", title="fault")])
     )
 
@@ -196,7 +192,7 @@ def _timeline(view: RecordView, argument: str) -> Any:
             shape=alt.Shape(
                 "kind:N", scale=alt.Scale(domain=list(SHAPES), range=list(SHAPES.values())), legend=None
             ),
-            color=alt.condition("datum.kind == 'fault'", alt.value("#d1495b"), alt.value("#8a8f98")),
+            color=alt.condition("datum.kind == 'fault'", alt.value(FAULT_COLOR), alt.value(EVENT_COLOR)),
             tooltip=[alt.Tooltip("clock:N", title="at"), "kind:N", "worker:N", "reason:N"],
         )
     )

@@ -88,7 +88,7 @@ def _at(view: RecordView, args: Args) -> float:
 
 
 def _index(view: RecordView, args: Args) -> int:
-    if not isinstance(args[0], int) or not 0 <= args[0] < len(view.events):
+    if type(args[0]) is not int or not 0 <= args[0] < len(view.events):
         raise LookupError(f"there is no event {args[0]}")
     return args[0]
 

@@ -6,9 +6,11 @@ kept in the user's cache directory, under the version it comes from and with its
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -17,8 +19,16 @@ import vl_convert
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
-def vega_library(cache_dir: Path | None = None) -> str:
-    """JavaScript that defines `vegaEmbed`; needs no network.
+def vega_bundle() -> str:
+    """JavaScript that defines `vegaEmbed`, made by vl-convert; takes seconds, needs no network."""
+    bundle = vl_convert.javascript_bundle(SNIPPET)
+    # In a page, this ends no script element and has no line ends that a parser would change.
+    bundle = re.sub(r"<(/script|!--)", r"\\x3c\1", bundle, flags=re.IGNORECASE)
+    return bundle.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def vega_library(cache_dir: Path | None = None, make: Callable[[], str] = vega_bundle) -> str:
+    """What `make` gives, from the cache where it is there.
 
     A cache that cannot be written or does not match its checksum is passed over: the bundle is made anew.
     """
@@ -27,17 +37,16 @@ def vega_library(cache_dir: Path | None = None) -> str:
     kept = _read(path)
     if kept:
         return kept
-    # In a page, this ends no script element and has no line ends that a parser would change.
-    bundle = re.sub(r"<(/script|!--)", r"\\x3c\1", vl_convert.javascript_bundle(SNIPPET), flags=re.IGNORECASE)
-    bundle = bundle.replace("\r\n", "\n").replace("\r", "\n")
+    bundle = make()
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         aside.write_text(f"{_checksum(bundle)}\n{bundle}", encoding="utf-8")
         aside.replace(path)
     except OSError:
-        aside.unlink(missing_ok=True)
-    return str(bundle)
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+    return bundle
 
 
 def _read(path: Path) -> str:

@@ -107,8 +107,8 @@ def chart_scripts(view: RecordView) -> dict[str, Markup]:
     """Chart name -> its specification as JSON that can stand in a script element."""
     from shoestring.report import charts  # Altair takes a second to load: only who draws pays
 
-    names = charts.available(view, chart_names(view))
-    return {name: Markup(_json_for_script(charts.chart(view, name))) for name in names}
+    made = {name: charts.chart(view, name) for name in chart_names(view)}
+    return {name: Markup(_json_for_script(spec)) for name, spec in made.items() if spec is not None}
 
 
 def asset(name: str) -> str:

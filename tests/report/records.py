@@ -9,6 +9,7 @@ from typing import Any
 from shoestring.base.clock import FakeClock
 from shoestring.base.record import RunRecord
 
+LIBRARY = "/* no charts are drawn in this test */"
 WALL_S = 1_700_000_000.0
 SAMPLES = {"w0": 24, "w1": 8}
 PLAN: dict[str, Any] = {
