@@ -16,6 +16,7 @@ from shoestring.models.moe_lm.config import MoeConfig
 from shoestring.models.moe_lm.kernels import RoutedExpertsFn, SwigluMlpFn
 
 _CPU_ROW_MULTIPLE = 64
+_DEVICE_ROW_MULTIPLE = 16  # grouped products on accelerators want aligned groups
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,13 @@ def sort_by_expert(expert_NK: Tensor, experts: int, multiple: int) -> tuple[Tens
     source = torch.full((int(ends[-1]),), flat.numel(), dtype=order.dtype, device=flat.device)
     source[rows] = order
     return source, place, ends.to(torch.int32)
+
+
+def _row_multiple(x_Nh: Tensor) -> int:
+    """What each expert's rows are filled up to; a CPU decoding a few tokens has nothing to gain."""
+    if x_Nh.device.type != "cpu":
+        return _DEVICE_ROW_MULTIPLE
+    return _CPU_ROW_MULTIPLE if x_Nh.shape[0] > _CPU_ROW_MULTIPLE else 1
 
 
 class Router(nn.Module):
@@ -136,9 +144,7 @@ class MoeLayer(nn.Module):
         """[B, T, h] -> ([B, T, h], routing)."""
         routing = self.router(x_BTh, noise)
         x_Nh = x_BTh.reshape(-1, x_BTh.shape[-1])
-        fill = x_BTh.device.type == "cpu" and x_Nh.shape[0] > _CPU_ROW_MULTIPLE
-        multiple = _CPU_ROW_MULTIPLE if fill else 1
-        route = sort_by_expert(routing.expert_NK, self.experts, multiple)
+        route = sort_by_expert(routing.expert_NK, self.experts, _row_multiple(x_Nh))
         dtype = x_BTh.dtype
         w_in = self.gate_up.flatten(1, 2).to(dtype)
         out_Nh: Tensor = RoutedExpertsFn.apply(x_Nh, routing.weight_NK, w_in, self.down.to(dtype), route)  # type: ignore[no-untyped-call]
