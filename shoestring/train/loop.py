@@ -21,7 +21,7 @@ from shoestring.parallel.group import Group, PeerLostError, form
 from shoestring.train.exchange import Sums
 from shoestring.train.schedules import ScheduleConfig, factor
 from shoestring.train.state import TrainState
-from shoestring.train.task import LossOut, SampleIds, StepContext, Task
+from shoestring.train.task import LossOut, SampleIds, SharesWork, StepContext, Task
 
 
 class TrainConfig(Config):
@@ -88,6 +88,9 @@ class Trainer:
             invitation = self._seat.join(self._state.step, problem)
             if isinstance(invitation, m.Stop):
                 return invitation.reason
+            if self._state.step > invitation.step:
+                # The fleet goes on from an older state: this one must never be offered again.
+                self._state.step, self._touched = -1, True
             try:
                 with self._group(invitation) as group:
                     self._align(group, invitation)
@@ -121,8 +124,8 @@ class Trainer:
         with self._seat.phase("exchange"):
             sums.exchange(group, self._config.exchange_dtype)
         exchanged_s = self._clock.now()
-        with self._seat.phase("compute"):
-            shown = self._update(sums, order)
+        with self._seat.phase("update"):
+            shown = self._update(group, sums, order)
         update_s = self._clock.now() - exchanged_s
         return m.StepReport(
             samples=used, compute_s=own_s + update_s, exchange_s=exchanged_s - began_s - own_s,
@@ -135,7 +138,7 @@ class Trainer:
         out.loss_sum.backward()  # type: ignore[no-untyped-call]
         return out
 
-    def _update(self, sums: Sums, order: m.Order) -> dict[str, float]:
+    def _update(self, group: Group, sums: Sums, order: m.Order) -> dict[str, float]:
         norm = sums.apply_weight(self._config.clip_norm)
         if not (np.isfinite(norm) and np.isfinite(sums.loss())):
             raise TrainingError(
@@ -143,6 +146,9 @@ class Trainer:
                 "look at these samples, lower the learning rate, or set train.clip_norm",
             )
         rate = self._state.set_rate(self._lr_scale * factor(order.progress, self._config.schedule))
+        if isinstance(self._state.optimizer, SharesWork):
+            # May meet a lost peer, so it comes before anything is changed.
+            self._state.optimizer.prepare(group.rank, group.size, group.sum_)
         self._task.absorb(self._state.model, sums.stats())
         self._touched = True
         self._state.step = -1  # half an update is nothing to build on
@@ -187,6 +193,8 @@ class Trainer:
             state.step = -1
             self._restore(round_)
             return
+        if group.rank == round_.source_rank and state.step != round_.step:
+            raise RoundOver("asked for a state that this worker does not hold")
         behind = torch.tensor([float(state.step != round_.step)])
         if float(group.sum_(behind.to(self._device))) > 0:
             if state.step != round_.step:

@@ -7,8 +7,9 @@ Task returns is a *sum over samples*: the loop adds the sums of all workers and 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -96,6 +97,19 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Score the model on held-out data."""
+        ...
+
+
+@runtime_checkable
+class SharesWork(Protocol):
+    """An optimizer that divides part of its step over the workers.
+
+    `prepare` is called with the summed gradient in place, before `step`, and changes neither
+    parameters nor state: the exchange in it may fail.
+    """
+
+    def prepare(self, rank: int, world: int, exchange: Callable[[Tensor], object]) -> None:
+        """Do this worker's share; `exchange` sums a tensor over the workers, in place."""
         ...
 
 

@@ -12,6 +12,7 @@ import msgspec
 import torch
 
 from shoestring.base.errors import FleetError
+from shoestring.base.host import keep_freed_memory
 from shoestring.data.shuffle import Order
 from shoestring.fleet.channel import WorkerContext
 from shoestring.fleet.seat import DismissedError, Seat
@@ -51,6 +52,7 @@ def main(context: WorkerContext) -> None:
     """
     payload = msgspec.json.decode(context.payload, type=TrainPayload)
     config = TrainConfig.model_validate(payload.train)
+    keep_freed_memory()
     device = _device(context)
     if context.threads:
         torch.set_num_threads(context.threads)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor, nn
 
 from shoestring.data.tokens import TokenDataset
-from shoestring.jobs.pretrain.config import PretrainConfig
+from shoestring.jobs.pretrain.config import PretrainConfig, Ready
 from shoestring.models.moe_lm.model import MoeLM
 from shoestring.train.muon import build_optimizer
 from shoestring.train.task import BaseTask, LossOut, SampleIds, StepContext
@@ -75,7 +76,7 @@ class PretrainTask(BaseTask):
 
 
 def make_task(settings: dict[str, Any], run_dir: Path) -> PretrainTask:
-    """For workers: `settings` are the job's, with the path of the packed tokens as `packed`."""
-    packed = Path(settings["packed"])
-    config = PretrainConfig.model_validate({k: v for k, v in settings.items() if k != "packed"})
-    return PretrainTask(config, TokenDataset(packed, config.seq_len))
+    """For workers: `settings` are those of `Ready`."""
+    ready = msgspec.convert(settings, Ready)
+    config = ready.config
+    return PretrainTask(config, TokenDataset(Path(ready.train_dir), config.seq_len))

@@ -1,0 +1,91 @@
+"""Settings of a pre-training run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from pydantic import Field
+
+from shoestring.base.config import Config, parse_config
+from shoestring.base.errors import ConfigError
+from shoestring.data.prepare import PackingConfig
+from shoestring.data.sources import SourceConfig
+from shoestring.data.tokenizer import TokenizerConfig
+from shoestring.models.moe_lm.config import MoeConfig
+from shoestring.train.muon import OptimizerConfig
+from shoestring.train.runs import JobConfig
+
+PREPARED = "prepared.json"
+
+
+class EvaluateConfig(Config):
+    """How a finished model is scored, and beside what.
+
+    Attributes:
+        window: tokens that the model sees at once; longer files are scored window by window.
+        stride: tokens by which the window moves on; each token sees at least window - stride before it.
+        batch_tokens: tokens of one forward pass.
+        max_bytes: held-out text that is scored; the files beyond it are left out, and that is said.
+        baselines: score xz and an n-gram model on the same files.
+        sample_prompt, sample_tokens: the text that the finished model goes on with.
+    """
+
+    window: int = Field(default=1024, ge=2)
+    stride: int = Field(default=512, ge=1)
+    batch_tokens: int = Field(default=8192, ge=2)
+    max_bytes: int = Field(default=4 * 2**20, ge=1)
+    baselines: bool = True
+    sample_prompt: str = "def "
+    sample_tokens: int = Field(default=120, ge=1)
+
+
+class PretrainConfig(JobConfig):
+    """All settings of a run.
+
+    Attributes:
+        data: which files; `tokenizer`: the vocabulary that is trained on them.
+        seq_len: tokens of a training window.
+        packing: where packed tokens are kept for the next run.
+        model: shape of the model; its vocabulary follows the tokenizer.
+        compute_dtype: `auto` measures which is quicker on this device.
+        optimizer: rates by kind of parameter.
+        evaluate: scoring at the end.
+    """
+
+    job: Literal["pretrain"] = "pretrain"
+    data: SourceConfig = SourceConfig()
+    tokenizer: TokenizerConfig = TokenizerConfig()
+    seq_len: int = Field(default=256, ge=2)
+    packing: PackingConfig = PackingConfig()
+    model: MoeConfig
+    compute_dtype: Literal["auto", "bf16", "fp32"] = "auto"
+    optimizer: OptimizerConfig = OptimizerConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """What preparing a run has fixed: the resolved settings, and where its data lies."""
+
+    settings: dict[str, Any]
+    train_dir: str
+    heldout_dir: str
+    tokenizer: str
+
+    @property
+    def config(self) -> PretrainConfig:
+        """The settings, checked again."""
+        return parse_config(PretrainConfig, self.settings)
+
+
+def ready_of(run_dir: Path) -> Ready:
+    """What a run was prepared with.
+
+    Raises:
+        ConfigError: the run was never prepared.
+    """
+    try:
+        return msgspec.json.decode((run_dir / PREPARED).read_bytes(), type=Ready)
+    except OSError as error:
+        raise ConfigError(f"{run_dir.name} has no model yet", f"go on with it: shoestring resume {run_dir.name}") from error

@@ -1,0 +1,49 @@
+"""Matrix rates of this machine, measured in a child process.
+
+The process that starts workers must never have run a parallel kernel: a forked child would inherit
+thread pools whose threads do not exist in it, and hang at its first one.
+"""
+
+from __future__ import annotations
+
+import os
+
+import msgspec
+import torch
+
+from shoestring.base.errors import FleetError
+from shoestring.models.precision import matmul_rates
+
+Rates = dict[str, dict[str, float]]
+
+
+def rates_by_threads(threads: list[int]) -> Rates:
+    """Number of threads (as text) -> compute dtype -> floating-point operations a second.
+
+    Raises:
+        FleetError: the measuring process died.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reading)
+            os.write(writing, msgspec.json.encode(_measure(threads)))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        data = pipe.read()
+    os.waitpid(child, 0)
+    if not data:
+        raise FleetError("the process that measures this machine died", "look at the system's log; free some memory")
+    return msgspec.json.decode(data, type=Rates)
+
+
+def _measure(threads: list[int]) -> Rates:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rates = {}
+    for count in threads:
+        torch.set_num_threads(count)
+        rates[str(count)] = {str(name): rate for name, rate in matmul_rates(device).items()}
+    return rates

@@ -1,0 +1,92 @@
+"""The proof of "nothing lost, nothing doubled": a model that counts its samples, under real SIGKILLs.
+
+The update adds exactly 1 to the entry of each sample used. Whatever is killed, whenever, the model of
+the last checkpoint is all ones after an epoch.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from shoestring.base.clock import Clock, SystemClock
+from shoestring.base.record import read_events
+from shoestring.fleet import messages as m
+from shoestring.fleet.config import CheckpointConfig
+from shoestring.fleet.launch import Launch
+from shoestring.fleet.local import LocalHost
+from shoestring.fleet.supervisor import Interrupts, Supervisor
+from shoestring.train.loop import TrainConfig
+from shoestring.train.schedules import ScheduleConfig
+from tests.train.fleets import final_state, make_launch
+
+SAMPLES = 3000
+KILLS = 5
+
+
+class ChaosHost(LocalHost):
+    """Kills at seeded moments: one worker, the coordinator, or every worker at once."""
+
+    def __init__(self, launch: Launch, clock: Clock, seed: int) -> None:
+        super().__init__(launch, clock)
+        self._time = clock
+        self._random = random.Random(seed)
+        self._next_s = clock.now() + self._random.uniform(0.1, 0.8)
+        self.killed: list[str] = []
+
+    def reap(self) -> tuple[m.Exit, ...]:
+        """Called in each turn of the supervisor."""
+        if len(self.killed) < KILLS and self._time.now() >= self._next_s and self.alive():
+            self._kill_something()
+            self._next_s = self._time.now() + self._random.uniform(0.02, 0.7)
+        return super().reap()
+
+    def _kill_something(self) -> None:
+        alive = sorted(self.alive())
+        choice = self._random.choice(["worker", "worker", "coordinator", "all"])
+        if choice == "coordinator" and self.coordinator_pid:
+            self.kill_coordinator()
+        elif choice == "all":
+            for name, incarnation in alive:
+                self.kill(name, incarnation)
+        else:
+            choice = self._random.choice([name for name, _ in alive])
+            self.kill(*next(one for one in alive if one[0] == choice))
+        self.killed.append(choice)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(20))
+def test_all_ones_after_an_epoch_of_kills(tmp_path: Path, seed: int) -> None:
+    train = TrainConfig(clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0))
+    launch = make_launch(
+        tmp_path, "counting", {"samples": SAMPLES}, SAMPLES, workers=2 + seed % 2, batch=10, train=train,
+        checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed, keep=2),
+        members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05},
+    )
+    clock = SystemClock()
+    host = ChaosHost(launch, clock, seed)
+    with Interrupts() as interrupts:
+        outcome = Supervisor(launch.fleet.members, host, clock, lambda status: None, interrupts).run()
+    assert outcome.status == "finished", outcome
+    assert host.killed, "the schedule killed nothing: it proves nothing"
+    state, _ = final_state(launch, "counting", {"samples": SAMPLES})
+    counts = next(state.model.parameters()).detach()
+    wrong = (counts != 1).nonzero().flatten().tolist()
+    assert not wrong, f"{len(wrong)} samples are wrong, e.g. {wrong[0]} counted {counts[wrong[0]]}; killed {host.killed}"
+    assert not read_events(tmp_path / "events.jsonl").damage
+
+
+def test_a_chaos_host_would_be_noticed_if_it_did_nothing(tmp_path: Path) -> None:
+    # The assertion on `counts` can fail: a model that has seen half of the data is not all ones.
+    launch = make_launch(tmp_path, "counting", {"samples": 100}, 100, batch=10, steps=5,
+                         train=TrainConfig(clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0)))
+    from tests.train.fleets import run
+
+    assert run(launch).status == "finished"
+    state, _ = final_state(launch, "counting", {"samples": 100})
+    assert float(next(state.model.parameters()).detach().sum()) == 50.0
+    assert torch.unique(next(state.model.parameters()).detach()).tolist() == [0.0, 1.0]
