@@ -1,0 +1,193 @@
+"""A byte-level BPE tokenizer through which any bytes go and come back (source: ours; byte-level BPE:
+Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, section 2.2)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+from numpy.typing import NDArray
+from pydantic import Field
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+from shoestring.base.config import Config
+from shoestring.base.errors import ConfigError, DataError
+
+START = "<|start|>"
+END = "<|end|>"
+# Words and signs with the space before them, digits one by one, and the start of a line with its
+# indentation in one piece: in source code that is where most of the spaces are.
+SPLIT = r" ?\p{L}+| ?[^\s\p{L}\p{N}]+|\p{N}|\n[ ]*|[ ]+(?= )|\s+"
+_PIECE_CHARS = 1 << 14
+# No piece of SPLIT goes on from a visible character over a line end, so a cut there changes nothing.
+_SAFE_CUT = re.compile(r"(?<=\S)(?=\n)")
+_FOREIGN_BYTES = re.compile("([\udc80-\udcff]+)")
+
+Tokens = NDArray[np.uint32]
+
+
+class TokenizerConfig(Config):
+    """How text becomes tokens.
+
+    Attributes:
+        vocab_size: number of tokens in all, the 256 bytes and 2 special ones among them.
+        sample_bytes: as much of the training text, spread over its files, is learned from.
+        file: a tokenizer.json to use instead of learning one.
+    """
+
+    vocab_size: int = Field(default=4096, ge=258)
+    sample_bytes: int = Field(default=16 << 20, ge=1)
+    file: str = ""
+
+
+class TextTokenizer:
+    """Bytes to token ids and back, exactly: `decode(encode(data)) == data` for any bytes.
+
+    Attributes:
+        vocab_size: ids are below it.
+        start_id, end_id: the special tokens around a document; text that looks like them is text.
+
+    Args:
+        inner: a byte-level tokenizer of the `tokenizers` package.
+
+    Raises:
+        ConfigError: when it is not byte-level, changes text, or lacks the special tokens.
+    """
+
+    def __init__(self, inner: tokenizers.Tokenizer) -> None:
+        self._inner = inner
+        self._inner.encode_special_tokens = True
+        self.vocab_size: int = inner.get_vocab_size()
+        byte_of = _byte_of_char()
+        vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
+        added = {token.content for token in inner.get_added_tokens_decoder().values()}
+        complete = {START, END} <= added and byte_of.keys() <= vocabulary.keys()
+        if inner.normalizer is not None or not complete:
+            raise ConfigError(
+                f"this tokenizer is not byte-level, normalises text, or lacks {START} and {END}",
+                "leave tokenizer.file empty to learn one from the data",
+            )
+        self.start_id, self.end_id = vocabulary[START], vocabulary[END]
+        self._id_of_byte = {byte: vocabulary[char] for char, byte in byte_of.items()}
+        self._bytes_of_id = [b""] * self.vocab_size
+        for token, number in vocabulary.items():
+            if token not in added:
+                self._bytes_of_id[number] = bytes(byte_of[char] for char in token)
+
+    @classmethod
+    def load(cls, path: Path) -> TextTokenizer:
+        """From a standard tokenizer.json.
+
+        Raises:
+            ConfigError: when it cannot be read or does not fit.
+        """
+        try:
+            return cls(tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConfigError(f"cannot read the tokenizer {path}: {error}", "check the path") from error
+        # The package raises bare Exception for a file that it cannot parse.
+        except Exception as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"{path} is no tokenizer file: {error}", "give a tokenizer.json") from error
+
+    def save(self, path: Path) -> None:
+        """Write the standard tokenizer.json, whole or not at all."""
+        part = path.with_suffix(".tmp")
+        part.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        part.rename(path)
+
+    def encode(self, data: bytes) -> list[int]:
+        """Token ids of a text, without the special tokens."""
+        ids: list[int] = self.encode_batch([data])[0].tolist()
+        return ids
+
+    def encode_batch(self, texts: Sequence[bytes]) -> list[Tokens]:
+        """Token ids of several texts, on all cores; uint32 [tokens] each, without the special tokens."""
+        pieces: list[str] = []
+        plan: list[list[int | bytes]] = []
+        for data in texts:
+            plan.append([])
+            for piece in _pieces(data):
+                plan[-1].append(len(pieces) if isinstance(piece, str) else piece)
+                if isinstance(piece, str):
+                    pieces.append(piece)
+        done = self._inner.encode_batch_fast(pieces, add_special_tokens=False)
+        ids = [np.array(encoding.ids, np.uint32) for encoding in done]
+        return [self._joined(parts, ids) for parts in plan]
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes that these ids stand for; special tokens stand for none."""
+        return b"".join([self._bytes_of_id[number] for number in ids])
+
+    def _joined(self, parts: list[int | bytes], ids: list[Tokens]) -> Tokens:
+        found = [
+            ids[part] if isinstance(part, int) else np.array([self._id_of_byte[b] for b in part], np.uint32)
+            for part in parts
+        ]
+        return np.concatenate(found) if found else np.zeros(0, np.uint32)
+
+
+def train_tokenizer(texts: Iterable[bytes], vocab_size: int) -> TextTokenizer:
+    """Learn a tokenizer; the same texts give the same one.
+
+    Raises:
+        DataError: when there is no text at all.
+    """
+    inner = tokenizers.Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[START, END],
+        initial_alphabet=sorted(_byte_of_char()),
+        show_progress=False,
+    )
+    seen_bytes = 0
+
+    def pieces() -> Iterator[str]:
+        nonlocal seen_bytes
+        for data in texts:
+            seen_bytes += len(data)
+            yield from (piece for piece in _pieces(data) if isinstance(piece, str))
+
+    inner.train_from_iterator(pieces(), trainer)
+    if not seen_bytes:
+        raise DataError("there is no text to learn a tokenizer from", "give files that hold text")
+    return TextTokenizer(inner)
+
+
+def _pieces(data: bytes) -> Iterator[str | bytes]:
+    """Text in pieces that are encoded as if they were whole, and the bytes that are not UTF-8."""
+    for part in _FOREIGN_BYTES.split(data.decode("utf-8", "surrogateescape")):
+        if not part:
+            continue
+        if "\udc80" <= part[0] <= "\udcff":
+            yield part.encode("utf-8", "surrogateescape")
+            continue
+        start = 0
+        while len(part) - start > _PIECE_CHARS:
+            cut = _SAFE_CUT.search(part, start + _PIECE_CHARS)
+            if cut is None:
+                break
+            yield part[start : cut.start()]
+            start = cut.start()
+        yield part[start:]
+
+
+def _byte_of_char() -> dict[str, int]:
+    """The printable character that stands for each byte in a byte-level vocabulary.
+
+    Printable Latin-1 characters stand for themselves, the other bytes in order for the characters from 256.
+    """
+    itself = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in itself]
+    return {chr(byte): byte for byte in itself} | {chr(256 + i): byte for i, byte in enumerate(others)}

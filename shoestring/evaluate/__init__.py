@@ -1,0 +1,1 @@
+"""Scores a trained model and the yardsticks beside it, for every job."""
