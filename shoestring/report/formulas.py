@@ -79,6 +79,12 @@ def _setting(view: RecordView, args: Args) -> str:
     return ".".join(str(key) for key in args[2:])
 
 
+def _path(view: RecordView, args: Args) -> str:
+    """(event, *keys) -> all keys as words."""
+    _field(view, args)
+    return " ".join(str(key) for key in args[1:])
+
+
 def _length(view: RecordView, args: Args) -> int:
     return len(_field(view, args))
 
@@ -226,6 +232,7 @@ FORMULAS: Mapping[str, Formula] = MappingProxyType(
     {
         "field": Formula(_field, (), "as recorded"),
         "setting": Formula(_setting, (), "name of a setting"),
+        "path": Formula(_path, (), "name of a recorded field"),
         "key": Formula(_key, (), "name of a recorded field"),
         "length": Formula(_length, (), "number of entries recorded"),
         "at": Formula(_at, (), "time of running until this event"),

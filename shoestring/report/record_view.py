@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import msgspec
@@ -102,7 +103,7 @@ class RecordView:
         found = self.of(kind)
         return found[-1] if found else None
 
-    @property
+    @cached_property
     def status(self) -> str:
         """`finished`, `interrupted`, `failed`, `running or killed`, or `empty`."""
         for event in reversed(self.events):
@@ -112,18 +113,18 @@ class RecordView:
                 return "running or killed"
         return "running or killed" if self.events else "empty"
 
-    @property
+    @cached_property
     def metrics(self) -> tuple[str, ...]:
         """Names of all metrics; `loss` first."""
         names = {name for step in self.steps for name in step.event.metrics}
         return tuple(sorted(names, key=lambda name: (name != "loss", name)))
 
-    @property
+    @cached_property
     def counts(self) -> tuple[str, ...]:
         """Names of all counts."""
         return tuple(sorted({name for step in self.steps for name in step.event.counts}))
 
-    @property
+    @cached_property
     def workers(self) -> tuple[str, ...]:
         """Names of all workers that were in a round or a step."""
         in_steps = {name for step in self.steps for name in step.event.workers}

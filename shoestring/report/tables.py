@@ -46,6 +46,13 @@ class Facts:
     comparisons: tuple[Comparison, ...] = ()
     tables: tuple[Entry, ...] = ()
 
+    @property
+    def measures(self) -> list[Entry]:
+        """The numbers that say how good something is: fractions, that are neither times nor sizes."""
+        return [
+            e for e in self.numbers if isinstance(e.value, float) and not e.key.endswith(("_s", "_bytes"))
+        ]
+
 
 def facts_of(view: RecordView, index: int | None) -> Facts:
     """Sort the fields of an event: numbers, texts, comparisons (name -> number), tables (list of rows)."""

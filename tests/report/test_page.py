@@ -134,14 +134,21 @@ def test_a_job_that_nobody_has_heard_of(tmp_path: Path) -> None:
             "step", step=step, metrics={"reward": 0.1 * step, "kl_2": None}, counts={}, took_s=1.0,
             workers={"w0": {"samples": 4, "compute_s": 0.9}},
         )  # fmt: skip
-    result = {"win_rate": 0.61, "by_slice": {"long": 0.5, "short": 0.7}, "ready": True, "best": {"step": 4}}
+    result = {
+        "win_rate": 0.61,
+        "pairs": 1234,
+        "rates": {"1": {"bf16": 1.5}},
+        "by_slice": {"long": 0.5, "short": 0.7},
+        "ready": True,
+        "best": {"step": 4},
+    }
     writer.record.append("result", **result, worst=[{"prompt": "2 + 2", "score": 0.01}, {"prompt": "hm"}])
     writer.end("finished")
     text, page = page_of(tmp_path)
     charts = dict(page.charts)
     assert {"metric:reward", "rate:samples", "comparison:0"} <= charts.keys()
     assert "metric:kl_2" not in charts
-    for expected in ("0.610", "by slice", "2 + 2"):
+    for expected in ("0.610", "by slice", "2 + 2", "1,234", "rates 1 bf16"):
         assert expected in text
 
 
