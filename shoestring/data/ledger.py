@@ -270,13 +270,17 @@ class Ledger:
     # --- snapshots ---------------------------------------------------------------------------
 
     def snapshot(self, in_flight: InFlight = "doing") -> Snapshot:
-        """The whole state; with `todo`, work in flight counts as not begun (for a checkpoint)."""
+        """The whole state; with `todo`, work in flight counts as not begun (for a checkpoint).
+
+        It says nothing of time: clocks of two boots do not compare.
+        """
         replace = msgspec.structs.replace
         letters = [replace(letter) for _, letter in sorted(self._blame.letters.items())]
         suspects = list(self._blame.suspects)
         if in_flight == "doing":
             head = Head(self._frontier, self._next_id, self._horizon, self._skipped)
-            leases = [replace(lease, ranges=list(lease.ranges)) for lease in self._leases.values()]
+            held = self._leases.values()
+            leases = [replace(lease, ranges=list(lease.ranges), expires_s=math.inf) for lease in held]
             returned, lost = list(self._returned), list(self._lost)
             return Snapshot(self.spec, head, returned, leases, letters, suspects, lost)
         head = Head(self._frontier, self._next_id, self._next_id, self._skipped)
@@ -320,7 +324,7 @@ class Ledger:
         self._due: OrderedDict[int, None] = OrderedDict()  # untagged leases, the first to expire first
         self.touched_leases: set[int] | None = None
         for lease in snapshot.leases:
-            self._insert(msgspec.structs.replace(lease, ranges=list(lease.ranges), expires_s=math.inf))
+            self._insert(msgspec.structs.replace(lease, ranges=list(lease.ranges)))
 
     def _adopt(self, snapshot: Snapshot) -> None:
         if snapshot.spec.identity != self.spec.identity:

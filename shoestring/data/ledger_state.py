@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterable
 from enum import Enum
@@ -139,7 +140,7 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
     spec: LedgerSpec
     head: Head
     returned: list[int]
-    leases: list[tuple[int, str, int, float, list[int]]]
+    leases: list[tuple[int, str, int, list[int]]]
     letters: list[Letter]
     suspects: list[Marked]
     lost: list[int]
@@ -147,7 +148,7 @@ class _Packed(msgspec.Struct, frozen=True, array_like=True):
 
 def encode_snapshot(snapshot: Snapshot) -> bytes:
     """The snapshot as compressed msgpack."""
-    leases = [(le.lease_id, le.holder, le.tag, le.expires_s, _pack(le.ranges)) for le in snapshot.leases]
+    leases = [(le.lease_id, le.holder, le.tag, _pack(le.ranges)) for le in snapshot.leases]
     packed = _Packed(
         FORMAT, snapshot.spec, snapshot.head, _pack(snapshot.returned), leases, snapshot.letters,
         snapshot.suspects, _pack(snapshot.lost),
@@ -170,7 +171,7 @@ def decode_snapshot(data: bytes) -> Snapshot:
             f"the ledger's snapshot has format {packed.format}, this version reads {FORMAT}",
             "go on with the version that wrote it",
         )
-    leases = [Lease(i, who, tag, s, _unpack(flat)) for i, who, tag, s, flat in packed.leases]
+    leases = [Lease(i, who, tag, math.inf, _unpack(flat)) for i, who, tag, flat in packed.leases]
     return Snapshot(
         packed.spec, packed.head, _unpack(packed.returned), leases, packed.letters, packed.suspects,
         _unpack(packed.lost),

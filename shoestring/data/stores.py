@@ -148,10 +148,15 @@ class SqlStore:
 
     def __init__(self, url: str) -> None:
         try:
-            self._engine = _engine(sa.engine.make_url(url))
+            parsed = sa.engine.make_url(url)
+        except SQLAlchemyError as error:
+            # The text is not shown: it is no URL, and yet may hold a password.
+            raise _cannot_open("that was given", error) from None
+        self._name = parsed.render_as_string(hide_password=True)
+        try:
+            self._engine = _engine(parsed)
         except (SQLAlchemyError, ImportError, OSError) as error:
-            raise _cannot_open(url, error) from error
-        self._name = self._engine.url.render_as_string(hide_password=True)
+            raise _cannot_open(self._name, error) from error
         self._connection: sa.Connection | None = None
         dialect = self._engine.dialect
         owned = sa.update(META).where(META.c.key == OWNER, META.c.value == sa.bindparam("owner"))
