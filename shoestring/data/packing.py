@@ -172,6 +172,7 @@ class _Packer:
         suggested = min(max(self._before_bytes[-1] // _SHARDS, _SHARD_BYTES[0]), _SHARD_BYTES[1])
         self._shard_bytes = shard_bytes or suggested
         self._dtype = np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4")
+        self._shown_bytes = 0
         self._end = Cursor(len(files), 0)
         # The stream of documents stays open from shard to shard; a shard made anew opens its own.
         self._at = self._end
@@ -298,8 +299,9 @@ class _Packer:
         )
 
     def _show(self, done_bytes: int) -> None:
+        self._shown_bytes = max(self._shown_bytes, min(done_bytes, self._before_bytes[-1]))
         if self._on_progress is not None:
-            self._on_progress(min(done_bytes, self._before_bytes[-1]), self._before_bytes[-1])
+            self._on_progress(self._shown_bytes, self._before_bytes[-1])
 
 
 def _file_crc32(path: Path) -> int:

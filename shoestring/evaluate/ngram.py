@@ -250,7 +250,7 @@ class _Seen:
 
 
 def _remembered(stream: _Stream, vocab_size: int, order: int) -> list[_Seen]:
-    result = []
+    result: list[_Seen] = []
     gram = stream.document
     chosen = np.flatnonzero(stream.predicted)
     for _ in range(order + 1):
@@ -335,7 +335,8 @@ class _Memory:
         discount = self._discount[order]
         strength = self._strength[order][matched]
         own = np.maximum(seen.pair - discount, 0.0)
-        return (own + (strength + discount * seen.distinct) * below) / (seen.context + strength)
+        mixed: Floats = (own + (strength + discount * seen.distinct) * below) / (seen.context + strength)
+        return mixed
 
 
 def _apart(documents: Sequence[Document], tune_tokens: int) -> tuple[list[Document], list[Document]]:
