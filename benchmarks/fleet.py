@@ -16,7 +16,7 @@ import statistics
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ from shoestring.train.worker import main as train_worker
 ENTRY = "benchmarks.fleet:worker"
 WORKERS = 2
 BATCH = 1024
-TURN_STEPS = 10
+TURN_STEPS = 6
 WARM_STEPS = 20
 
 
@@ -157,26 +157,45 @@ def start_and_reform(kills: int) -> dict[str, list[float]]:
     }
 
 
-def watching(steps: int) -> dict[str, list[float]]:
-    """Step times (s) of the first worker with watching on and off."""
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def watching(steps: int) -> dict[str, Any]:
+    """Step times (s) of the first worker by turn, watched and not; processor time of all others."""
+    used: list[tuple[float, float]] = []
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "switched").touch()
-        Run(Path(name), steps).go(lambda status: None)
+        run = Run(Path(name), steps)
+
+        def watch(status: m.Status) -> None:
+            if WARM_STEPS < status.step < steps:
+                fleet_s = cpu_s(run.host.coordinator_pid) + process_time()
+                used.append((fleet_s, sum(cpu_s(run.host.worker_pid(f"w{i}")) for i in range(WORKERS))))
+
+        run.go(watch)
         rows = json.loads((Path(name) / "w0.steps").read_text())
-    # The first step of a turn is between the two, the first ones of a run are not typical.
-    kept = [row for row in rows if row[0] > WARM_STEPS and row[0] % TURN_STEPS > 1]
-    return {"on": [row[2] for row in kept if row[1]], "off": [row[2] for row in kept if not row[1]]}
+    turns: dict[int, list[float]] = {}
+    for step, _, took_s in rows:
+        # The first step of a turn lies between the two arms; the first ones of a run are not typical.
+        if step > WARM_STEPS and step % TURN_STEPS > 1:
+            turns.setdefault(step // TURN_STEPS, []).append(took_s)
+    pairs = [(turns[t], turns[t + 1]) for t in sorted(turns) if t % 2 == 0 and t + 1 in turns]
+    return {
+        "pairs": pairs,
+        "fleet_cpu_s": used[-1][0] - used[0][0],
+        "worker_cpu_s": used[-1][1] - used[0][1],
+    }
 
 
-def interval(on: list[float], off: list[float], draws: int = 2000) -> tuple[float, float]:
-    """A 95% bootstrap interval of the relative difference of the medians."""
+def overhead(pairs: list[tuple[list[float], list[float]]]) -> tuple[float, float, float]:
+    """Median over neighbouring turns of watched/unwatched - 1, and its 95% bootstrap interval."""
+    ratios = [statistics.median(on) / statistics.median(off) - 1 for on, off in pairs]
     chance = random.Random(0)
-
-    def drawn(arm: list[float]) -> float:
-        return statistics.median(chance.choices(arm, k=len(arm)))
-
-    differences = sorted(drawn(on) / drawn(off) - 1 for _ in range(draws))
-    return differences[int(draws * 0.025)], differences[int(draws * 0.975)]
+    drawn = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(2000))
+    return statistics.median(ratios), drawn[50], drawn[1949]
 
 
 def main() -> None:
@@ -187,16 +206,18 @@ def main() -> None:
     runs = [start_and_reform(kills) for _ in range(repeats)]
     samples = {key: [value for run in runs for value in run[key]] for key in runs[0]}
     watched = watching(steps)
-    on, off = (statistics.median(watched[arm]) for arm in ("on", "off"))
-    low, high = interval(watched["on"], watched["off"])
+    cost, low, high = overhead(watched["pairs"])
+    share = watched["fleet_cpu_s"] / (watched["fleet_cpu_s"] + watched["worker_cpu_s"])
+    step_s = statistics.median(took_s for pair in watched["pairs"] for arm in pair for took_s in arm)
     middle = {key: statistics.median(values) for key, values in samples.items()}
     table(
         ["figure", "median", "worst"],
         [[key, f"{middle[key]:.3f} s", f"{max(samples[key]):.3f} s"] for key in samples],
     )
     print(
-        f"a step takes {on * 1e3:.2f} ms watched, {off * 1e3:.2f} ms unwatched: {on / off - 1:+.2%} "
-        f"(95%: {low:+.2%} to {high:+.2%}, {len(watched['on'])} and {len(watched['off'])} steps)"
+        f"watching a step of {step_s * 1e3:.1f} ms costs {cost:+.2%} (95%: {low:+.2%} to {high:+.2%}, "
+        f"{len(watched['pairs'])} pairs of turns)\n"
+        f"supervisor and coordinator use {share:.2%} of the processor time"
     )
     finish(
         "fleet",
@@ -209,14 +230,15 @@ def main() -> None:
             "kills": kills,
             "repeats": repeats,
         },
-        {**samples, "step_s": watched},
+        {**samples, "watching": watched},
         {
             "start_s": round(middle["start_s"], 4),
             "reform_s": round(middle["reform_s"], 4),
             "next_step_s": round(middle["next_step_s"], 4),
-            "monitor_overhead": round(on / off - 1, 5),
+            "monitor_overhead": round(cost, 5),
             "monitor_overhead_low": round(low, 5),
             "monitor_overhead_high": round(high, 5),
+            "fleet_cpu_share": round(share, 5),
         },
     )
 

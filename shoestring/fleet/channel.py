@@ -40,6 +40,11 @@ class Channel(Protocol):
 class Answerer(Protocol):
     """The side of the coordinator that transports see."""
 
+    @property
+    def calm(self) -> bool:
+        """Whether ticks may be rare: a round is at work and nothing is about to change."""
+        ...
+
     def handle(self, now: float, request: m.Request) -> m.Reply:
         """Answer one request."""
         ...

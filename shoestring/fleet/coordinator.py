@@ -124,6 +124,11 @@ class Coordinator:
         self._ledger.commit()
 
     @property
+    def calm(self) -> bool:
+        """Whether ticks may be rare: a round is at work, and its members' requests do the rest."""
+        return self._round is not None and not self._round.closing and not self._outcome
+
+    @property
     def outcome(self) -> str:
         """`finished`, `interrupted` or `failed` once the run is over, else empty."""
         return self._outcome

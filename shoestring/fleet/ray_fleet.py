@@ -28,7 +28,7 @@ from shoestring.base.errors import FleetError, ShoestringError, TransportError
 from shoestring.fleet import messages as m
 from shoestring.fleet.channel import CALL_TIMEOUT_S, WorkerContext
 from shoestring.fleet.launch import Launch, Outcome, build_coordinator, load_entry
-from shoestring.fleet.server import TICK_S
+from shoestring.fleet.server import CALM_TICK_S, TICK_S
 from shoestring.fleet.supervisor import CoordinatorEnd, Interrupts, OnStatus, Supervisor
 
 REPORT_S = 30.0
@@ -134,7 +134,9 @@ class CoordinatorActor:
             replies = [(self._coordinator.handle(now, request), future) for request, future in waiting]
             if now >= next_tick_s:
                 self._coordinator.tick(now)
-                next_tick_s = now + TICK_S
+                next_tick_s = now + CALM_TICK_S
+            if not self._coordinator.calm:
+                next_tick_s = min(next_tick_s, now + TICK_S)
             try:
                 self._coordinator.flush()
             except ShoestringError as error:

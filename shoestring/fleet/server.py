@@ -25,6 +25,7 @@ from shoestring.fleet.channel import Answerer
 from shoestring.fleet.frames import FrameReader, pack_frame
 
 TICK_S = 0.02
+CALM_TICK_S = 0.2
 GATHER_SHARE = 0.5
 GATHER_MAX_S = 0.002
 _READ_BYTES = 262144
@@ -96,7 +97,9 @@ class Server:
         ticked = now >= self._next_tick_s
         if ticked:
             self._coordinator.tick(now)
-            self._next_tick_s = now + TICK_S
+            self._next_tick_s = now + CALM_TICK_S
+        if not self._coordinator.calm:
+            self._next_tick_s = min(self._next_tick_s, now + TICK_S)
         if answers or ticked:
             self._coordinator.flush()
             self._flush_s = self._clock.now() - now

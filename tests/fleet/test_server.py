@@ -28,6 +28,7 @@ class Fake:
     def __init__(self) -> None:
         self.log: list[str] = []
         self.full = False
+        self.calm = False
 
     def handle(self, now: float, request: m.Request) -> m.Reply:
         self.log.append(type(request).__name__)
@@ -194,3 +195,19 @@ def test_frames_come_out_as_they_went_in_however_they_are_cut(bodies: list[bytes
 def test_a_frame_over_the_limit_is_refused_before_it_arrives() -> None:
     with pytest.raises(TransportError, match="announces 9 bytes"):
         FrameReader(limit_bytes=8).feed(struct.pack(">I", 9))
+
+
+def test_it_ticks_rarely_while_all_is_calm_and_at_once_when_it_is_not(rig: Rig) -> None:
+    rig.fake.calm = True
+    line = rig.connect()
+    rig.turns(1)
+    rig.fake.log.clear()
+    for _ in range(5):
+        line.sendall(get("a"))  # so that no turn waits
+        rig.turns(1)
+    assert "tick" not in rig.fake.log and "KvGet" in rig.fake.log
+    rig.fake.calm = False
+    line.sendall(get("a"))
+    rig.turns(2)
+    assert "tick" in rig.fake.log
+    line.close()
