@@ -71,9 +71,11 @@ def plan_workers(job: JobCost, cluster: Cluster, wanted: int = 0) -> Plan:
         ValueError: no way fits, or `wanted` is more than there are cores.
     """
     device = cluster.nodes[0].devices[0]
-    ways = [n for n in range(1, device.cores + 1) if device.cores % n == 0] if device.kind == "cpu" else [
-        len(cluster.nodes[0].devices)
-    ]
+    ways = (
+        [n for n in range(1, device.cores + 1) if device.cores % n == 0]
+        if device.kind == "cpu"
+        else [len(cluster.nodes[0].devices)]
+    )
     if wanted and wanted not in ways:
         ways.append(wanted)
     weighed = [_weigh(job, cluster, workers) for workers in sorted(ways)]
@@ -82,13 +84,20 @@ def plan_workers(job: JobCost, cluster: Cluster, wanted: int = 0) -> Plan:
         fitting = [way for way in fitting if way.workers == wanted]
     if not fitting:
         least = min(weighed, key=lambda way: way.memory_bytes)
-        raise ValueError(f"no way fits into {device.memory_bytes} bytes; the smallest needs {least.memory_bytes}")
+        raise ValueError(
+            f"no way fits into {device.memory_bytes} bytes; the smallest needs {least.memory_bytes}"
+        )
     chosen = min(fitting, key=lambda way: (way.step_s, way.workers))
     reason = f"{wanted} workers were asked for" if wanted else f"fastest of the {len(fitting)} that fit"
     return Plan(
-        workers=chosen.workers, threads=chosen.threads,
-        reason=f"{reason}: {chosen.step_s:.3g} s a step predicted, {chosen.exchange_s / chosen.step_s:.0%} of it exchange",
-        alternatives=tuple(way.model_copy(update={"rejected": _why_not(way, chosen, device.memory_bytes, wanted)}) for way in weighed),
+        workers=chosen.workers,
+        threads=chosen.threads,
+        reason=f"{reason}: {chosen.step_s:.3g} s a step predicted, "
+        f"{chosen.exchange_s / chosen.step_s:.0%} of it exchange",
+        alternatives=tuple(
+            way.model_copy(update={"rejected": _why_not(way, chosen, device.memory_bytes, wanted)})
+            for way in weighed
+        ),
     )
 
 
@@ -96,7 +105,9 @@ def _weigh(job: JobCost, cluster: Cluster, workers: int) -> Alternative:
     device = cluster.nodes[0].devices[0]
     threads = max(1, device.cores // workers) if device.kind == "cpu" else 1
     # More workers than cores share them: the sum of their rates cannot grow.
-    rate = device.flops_per_s[str(threads)] * min(1.0, device.cores / workers if device.kind == "cpu" else 1.0)
+    rate = device.flops_per_s[str(threads)] * min(
+        1.0, device.cores / workers if device.kind == "cpu" else 1.0
+    )
     compute_s = job.batch * job.flops_per_sample / (workers * rate)
     link = cluster.inside
     on_wire = 2 * (workers - 1) / workers * job.parameters * job.gradient_bytes
@@ -104,8 +115,14 @@ def _weigh(job: JobCost, cluster: Cluster, workers: int) -> Alternative:
     state = job.base_bytes + job.parameters * STATE_BYTES_PER_PARAMETER
     memory = workers * (state + job.micro_batch * job.activation_bytes_per_sample)
     return Alternative(
-        name=f"{workers} workers x {threads} threads", workers=workers, threads=threads, compute_s=compute_s,
-        exchange_s=exchange_s, step_s=compute_s + exchange_s, memory_bytes=int(memory), survives_a_worker=workers > 1,
+        name=f"{workers} workers x {threads} threads",
+        workers=workers,
+        threads=threads,
+        compute_s=compute_s,
+        exchange_s=exchange_s,
+        step_s=compute_s + exchange_s,
+        memory_bytes=int(memory),
+        survives_a_worker=workers > 1,
     )
 
 

@@ -49,7 +49,10 @@ class Cluster(Config):
 def usable_cores() -> int:
     """Cores that this process may run on, less what a container's quota takes away."""
     cores = len(os.sched_getaffinity(0))
-    for path, read in ((Path("/sys/fs/cgroup/cpu.max"), _quota_v2), (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _quota_v1)):
+    for path, read in (
+        (Path("/sys/fs/cgroup/cpu.max"), _quota_v2),
+        (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _quota_v1),
+    ):
         if path.exists():
             quota = read(path)
             return max(1, min(cores, round(quota))) if quota else cores

@@ -39,7 +39,9 @@ def load_job(config: JobConfig) -> Job:
     return made
 
 
-def reload_config(run_dir: Path, about: About, toml_files: tuple[Path, ...], sets: tuple[str, ...]) -> JobConfig:
+def reload_config(
+    run_dir: Path, about: About, toml_files: tuple[Path, ...], sets: tuple[str, ...]
+) -> JobConfig:
     """The settings that a run was started with, with changes laid over them.
 
     Raises:

@@ -12,7 +12,14 @@ from shoestring.train.runs import find_run
 
 
 def generate(
-    run: str, prompt: str, tokens: int, temperature: float, top_p: float, seed: int, runs_dir: Path, as_json: bool
+    run: str,
+    prompt: str,
+    tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    runs_dir: Path,
+    as_json: bool,
 ) -> int:
     """Let the model of a run go on with a text; returns the exit code."""
     run_dir, _ = find_run(runs_dir, run)

@@ -18,7 +18,9 @@ def plan(recipe: str, sets: tuple[str, ...], toml_files: tuple[Path, ...], as_js
     job = load_job(load_recipe(recipe, toml_files, sets))
     made = getattr(job, "plan", None)
     if made is None:
-        raise ConfigError(f"the job {job.config.job!r} has no plan", "run it; its record holds what was decided")
+        raise ConfigError(
+            f"the job {job.config.job!r} has no plan", "run it; its record holds what was decided"
+        )
     chosen: Plan = made()
     if as_json:
         print_json(chosen.model_dump())
@@ -28,8 +30,12 @@ def plan(recipe: str, sets: tuple[str, ...], toml_files: tuple[Path, ...], as_js
     table = Table("way", "step", "compute", "exchange", "memory", "survives a lost worker", "why not")
     for way in chosen.alternatives:
         table.add_row(
-            way.name, format_duration(way.step_s), format_duration(way.compute_s), format_duration(way.exchange_s),
-            format_bytes(way.memory_bytes), "yes" if way.survives_a_worker else "no: back to the checkpoint",
+            way.name,
+            format_duration(way.step_s),
+            format_duration(way.compute_s),
+            format_duration(way.exchange_s),
+            format_bytes(way.memory_bytes),
+            "yes" if way.survives_a_worker else "no: back to the checkpoint",
             way.rejected or "chosen",
         )
     console.print(table)

@@ -14,7 +14,7 @@ from shoestring.train.runs import find_run
 
 
 def report(run: str, verify: bool, runs_dir: Path, as_json: bool) -> int:
-    """Write the page of a run; with `verify`, recompute what an existing page shows. Returns the exit code."""
+    """Write the page of a run; with `verify`, recompute what an existing page shows."""
     run_dir, _ = find_run(runs_dir, run)
     page = run_dir / "report.html"
     if not verify or not page.exists():
@@ -28,6 +28,8 @@ def report(run: str, verify: bool, runs_dir: Path, as_json: bool) -> int:
         print_json({"report": str(page), "figures": len(checks), "wrong": [asdict(check) for check in wrong]})
     else:
         for check in wrong:
-            click.secho(f"{check.figure}: the page says {check.on_page}, the record {check.recomputed}", fg="red")
+            click.secho(
+                f"{check.figure}: the page says {check.on_page}, the record {check.recomputed}", fg="red"
+            )
         click.echo(f"{len(checks) - len(wrong)} of {len(checks)} figures on {page} recompute from the record")
     return 1 if wrong else 0

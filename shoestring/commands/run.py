@@ -30,7 +30,9 @@ def run(
     return _conclude(run_dir, outcome, as_json)
 
 
-def resume(run: str, sets: tuple[str, ...], toml_files: tuple[Path, ...], runs_dir: Path, as_json: bool) -> int:
+def resume(
+    run: str, sets: tuple[str, ...], toml_files: tuple[Path, ...], runs_dir: Path, as_json: bool
+) -> int:
     """Go on with a run; returns the exit code."""
     run_dir, about = find_run(runs_dir, run)
     job = load_job(reload_config(run_dir, about, toml_files, sets))
@@ -46,7 +48,9 @@ def _conclude(run_dir: Path, outcome: Outcome, as_json: bool) -> int:
     results = read_events(run_dir / "events.jsonl").of("result")
     checkpoints = sorted((run_dir / "checkpoints").glob("step-????????"))
     where = {
-        "run": run_dir.name, "checkpoint": str(checkpoints[-1]) if checkpoints else "", "report": str(page),
+        "run": run_dir.name,
+        "checkpoint": str(checkpoints[-1]) if checkpoints else "",
+        "report": str(page),
         "exit_code": outcome.exit_code,
     }
     if as_json:

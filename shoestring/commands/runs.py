@@ -15,7 +15,9 @@ from shoestring.train.runs import ABOUT, find_run
 
 def runs(runs_dir: Path, as_json: bool) -> int:
     """List the runs of a directory, newest last."""
-    rows = [_row(path.parent) for path in sorted(runs_dir.glob(f"*/{ABOUT}"), key=lambda p: p.stat().st_mtime)]
+    rows = [
+        _row(path.parent) for path in sorted(runs_dir.glob(f"*/{ABOUT}"), key=lambda p: p.stat().st_mtime)
+    ]
     if as_json:
         print_json(rows)
         return 0
@@ -24,7 +26,9 @@ def runs(runs_dir: Path, as_json: bool) -> int:
         return 0
     table = Table("run", "recipe", "status", "steps", "loss", "faults", "checkpoint")
     for row in rows:
-        table.add_row(*(str(row[key]) for key in ("run", "recipe", "status", "steps", "loss", "faults", "checkpoint")))
+        table.add_row(
+            *(str(row[key]) for key in ("run", "recipe", "status", "steps", "loss", "faults", "checkpoint"))
+        )
     Console().print(table)
     return 0
 
@@ -37,7 +41,8 @@ def _row(run_dir: Path) -> dict[str, Any]:
     last = [event for event in events.events if event["kind"] in ("run", "end")][-1:] if events else []
     checkpoints = sorted((run_dir / "checkpoints").glob("step-????????"))
     return {
-        "run": about.name, "recipe": about.recipe,
+        "run": about.name,
+        "recipe": about.recipe,
         "status": last[0]["status"] if last and last[0]["kind"] == "end" else "running or killed",
         "steps": steps[-1]["step"] if steps else 0,
         "loss": round(steps[-1]["metrics"]["loss"], 4) if steps else None,

@@ -78,7 +78,7 @@ class RendezvousStore(dist.Store):
 def _same_everywhere(key: str) -> str:
     """torch numbers the groups of a process, and one that could not be formed leaves the number ahead
     of the other members', who then wait for keys that never come. The round is the name here."""
-    return re.sub(r"^default_pg/\d+/", "default_pg/", key)
+    return re.sub(r"^(default_pg/)?\d+/", "group/", key)
 
 
 class Group:

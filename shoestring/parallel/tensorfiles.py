@@ -41,7 +41,9 @@ def write(tensors: dict[str, torch.Tensor], directory: Path, rank: int, size: in
             _sync(path)
     except (OSError, CheckpointException, RuntimeError) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
-        raise CheckpointError(f"cannot write to {directory}: {lines[-1] if lines else error}", "free some space") from error
+        raise CheckpointError(
+            f"cannot write to {directory}: {lines[-1] if lines else error}", "free some space"
+        ) from error
     return files
 
 

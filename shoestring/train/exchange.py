@@ -24,15 +24,22 @@ class Sums:
         self._names = ["loss", "weight", *task.metrics, *task.counts]
         device = state.gradient.device
         self._vector = torch.zeros(
-            len(self._names) + sum(tensor.numel() for tensor in self._stats.values()), dtype=torch.float64, device=device
+            len(self._names) + sum(tensor.numel() for tensor in self._stats.values()),
+            dtype=torch.float64,
+            device=device,
         )
         state.gradient.zero_()
 
     def add(self, out: LossOut) -> None:
         """Take in one micro-batch, whose gradient autograd has added already."""
         values = {"loss": out.loss_sum.detach(), "weight": out.weight, **out.metrics, **out.counts}
-        scalars = [torch.as_tensor(values[name], device=self._vector.device).double().reshape(1) for name in self._names]
-        parts = [out.stats[name].detach().double().reshape(-1).to(self._vector.device) for name in self._stats]
+        scalars = [
+            torch.as_tensor(values[name], device=self._vector.device).double().reshape(1)
+            for name in self._names
+        ]
+        parts = [
+            out.stats[name].detach().double().reshape(-1).to(self._vector.device) for name in self._stats
+        ]
         self._vector += torch.cat(scalars + parts)
 
     def exchange(self, group: Group, dtype: str) -> None:

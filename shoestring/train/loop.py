@@ -67,8 +67,14 @@ class Trainer:
     """
 
     def __init__(
-        self, seat: Seat, task: Task, config: TrainConfig, locate: Callable[[int, int], SampleIds],
-        device: torch.device, clock: Clock, loopback: bool = True,
+        self,
+        seat: Seat,
+        task: Task,
+        config: TrainConfig,
+        locate: Callable[[int, int], SampleIds],
+        device: torch.device,
+        clock: Clock,
+        loopback: bool = True,
     ) -> None:
         self._seat = seat
         self._task = task
@@ -128,14 +134,18 @@ class Trainer:
             shown = self._update(group, sums, order)
         update_s = self._clock.now() - exchanged_s
         return m.StepReport(
-            samples=used, compute_s=own_s + update_s, exchange_s=exchanged_s - began_s - own_s,
-            memory_bytes=_memory_bytes(self._device), metrics=shown, counts=sums.counts(),
+            samples=used,
+            compute_s=own_s + update_s,
+            exchange_s=exchanged_s - began_s - own_s,
+            memory_bytes=_memory_bytes(self._device),
+            metrics=shown,
+            counts=sums.counts(),
         )
 
     def _contribute(self, ids: SampleIds, batch: Any, context: StepContext) -> LossOut:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.autocast == "bf16"):
             out = self._task.loss(self._state.model, batch, ids, context)
-        out.loss_sum.backward()  # type: ignore[no-untyped-call]
+        out.loss_sum.backward()
         return out
 
     def _update(self, group: Group, sums: Sums, order: m.Order) -> dict[str, float]:
@@ -172,7 +182,9 @@ class Trainer:
             except SampleError as error:
                 here = at[first : first + self._config.micro_batch]
                 bad = np.isin(micro, list(error.failures))
-                failures |= {int(p): error.failures[int(i)] for p, i in zip(here[bad], micro[bad], strict=True)}
+                failures |= {
+                    int(p): error.failures[int(i)] for p, i in zip(here[bad], micro[bad], strict=True)
+                }
                 if not bad.all():
                     yield micro[~bad], self._task.load(micro[~bad])
         if failures:
@@ -183,7 +195,12 @@ class Trainer:
     def _group(self, round_: m.Round) -> Any:
         table = self._seat.kv(round_.round_id)
         return form(
-            table, round_.rank, len(round_.members), self._device, self._config.exchange_timeout_s, self._loopback
+            table,
+            round_.rank,
+            len(round_.members),
+            self._device,
+            self._config.exchange_timeout_s,
+            self._loopback,
         )
 
     def _align(self, group: Group, round_: m.Round) -> None:
@@ -229,7 +246,9 @@ class Trainer:
         error = ""
         with self._seat.phase("save"):
             try:
-                written = tensorfiles.write(self._state.tensors(), Path(order.directory), group.rank, group.size)
+                written = tensorfiles.write(
+                    self._state.tensors(), Path(order.directory), group.rank, group.size
+                )
                 files = {path.name: file_checksum(path) for path in written}
             except CheckpointError as problem:
                 error = problem.what

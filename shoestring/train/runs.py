@@ -21,6 +21,7 @@ from shoestring.base.record import RunRecord, read_events
 from shoestring.cluster.planner import Plan
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
 from shoestring.data.ledger import LedgerSpec
+from shoestring.data.shuffle import Shuffle
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.inprocess import run_inprocess
 from shoestring.fleet.launch import Launch, Outcome
@@ -71,7 +72,7 @@ class JobConfig(Config):
 
     job: str
     epochs: int = 1
-    shuffle: str = "samples"
+    shuffle: Shuffle = "samples"
     max_attempts: int = 3
     max_dead_share: float = 0.01
     train: TrainConfig = TrainConfig()
@@ -121,7 +122,10 @@ def new_run_dir(runs_dir: Path, recipe: str, name: str, clock: Clock) -> Path:
         except FileExistsError:
             continue
         return runs_dir / candidate
-    raise RunError(f"there is a run {name!r} in {runs_dir} already", f"choose another --name, or: shoestring resume {name}")
+    raise RunError(
+        f"there is a run {name!r} in {runs_dir} already",
+        f"choose another --name, or: shoestring resume {name}",
+    )
 
 
 def find_run(runs_dir: Path, name: str) -> tuple[Path, About]:
@@ -174,7 +178,9 @@ def _run(job: Job, run_dir: Path, clock: Clock, view: View, record: RunRecord) -
     prepared = job.prepare(run_dir, view.say)
     record.append("data", **prepared.facts)
     record.append("plan", **prepared.plan.model_dump())
-    view.say(f"plan: {prepared.plan.workers} workers x {prepared.plan.threads} threads ({prepared.plan.reason})")
+    view.say(
+        f"plan: {prepared.plan.workers} workers x {prepared.plan.threads} threads ({prepared.plan.reason})"
+    )
     with Interrupts() as interrupts:
         outcome = _train(config, prepared, run_dir, clock, view, interrupts)
     if outcome.status == "finished":
@@ -190,16 +196,27 @@ def _train(
     members = config.fleet.members.model_copy(update={"workers": prepared.plan.workers})
     fleet = config.fleet.model_copy(update={"members": members})
     ledger = LedgerSpec(
-        samples=prepared.samples, epochs=config.epochs, seed=config.train.seed, shuffle=config.shuffle,
-        max_attempts=config.max_attempts, max_dead_share=config.max_dead_share,
+        samples=prepared.samples,
+        epochs=config.epochs,
+        seed=config.train.seed,
+        shuffle=config.shuffle,
+        max_attempts=config.max_attempts,
+        max_dead_share=config.max_dead_share,
     )
     transport = fleet.transport
     if transport == "auto":
         transport = "local" if prepared.plan.workers > 1 else "inprocess"
     payload = TrainPayload(
-        prepared.maker, prepared.settings, config.train.model_dump(),
-        {"samples": ledger.samples, "epochs": ledger.epochs, "seed": ledger.seed, "shuffle": ledger.shuffle,
-         "shard_size": ledger.shard_size},
+        prepared.maker,
+        prepared.settings,
+        config.train.model_dump(),
+        {
+            "samples": ledger.samples,
+            "epochs": ledger.epochs,
+            "seed": ledger.seed,
+            "shuffle": ledger.shuffle,
+            "shard_size": ledger.shard_size,
+        },
         loopback=transport != "ray",
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -215,11 +232,18 @@ def _train(
 
 def _facts(job: Job, about: About, resumed: bool) -> dict[str, Any]:
     return {
-        "name": about.name, "recipe": about.recipe, "job": about.job, "resumed": resumed,
-        "settings": job.config.model_dump(), "seed": job.config.train.seed,
-        "versions": {"shoestring": __version__, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
+        "name": about.name,
+        "recipe": about.recipe,
+        "job": about.job,
+        "resumed": resumed,
+        "settings": job.config.model_dump(),
+        "seed": job.config.train.seed,
+        "versions": {"shoestring": __version__, "python": platform.python_version()}
+        | {p: version(p) for p in PACKAGES},
         "machine": {
-            "system": platform.platform(), "cores": usable_cores(), "memory_bytes": usable_memory_bytes(),
+            "system": platform.platform(),
+            "cores": usable_cores(),
+            "memory_bytes": usable_memory_bytes(),
             "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
         },
     }
@@ -230,6 +254,8 @@ def _name_damage(run_dir: Path, record: RunRecord, view: View) -> None:
     damage = read_events(run_dir / "events.jsonl").damage
     if damage:
         lines = ", ".join(str(d.line) for d in damage[:5])
-        text = f"the event log has {len(damage)} damaged lines ({lines}): {damage[0].reason}; they are skipped"
+        text = (
+            f"the event log has {len(damage)} damaged lines ({lines}): {damage[0].reason}; they are skipped"
+        )
         record.append("fault", reason=text)
         view.say(text)

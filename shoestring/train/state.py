@@ -39,7 +39,7 @@ class TrainState:
         """
         options = StateDictOptions(flatten_optimizer_state_dict=True)
         model, optim = get_state_dict(self.model, self.optimizer, options=options)
-        named = {f"model.{name}": value for name, value in model.items()}
+        named: dict[str, object] = {f"model.{name}": value for name, value in model.items()}
         named |= {f"optim.{name}": value for name, value in optim.items() if name.startswith("state.")}
         return {name: value for name, value in named.items() if isinstance(value, Tensor)}
 

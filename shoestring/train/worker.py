@@ -81,7 +81,9 @@ def make_task(maker: str, settings: dict[str, Any], run_dir: Path) -> Task:
     try:
         function: Callable[[dict[str, Any], Path], Task] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise FleetError(f"cannot find the task {maker}: {error}", "install the package that has it on every host") from error
+        raise FleetError(
+            f"cannot find the task {maker}: {error}", "install the package that has it on every host"
+        ) from error
     return function(settings, run_dir)
 
 

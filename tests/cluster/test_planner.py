@@ -9,7 +9,9 @@ from shoestring.cluster.topology import Cluster, Device, Link, Node, usable_core
 
 
 def cluster(memory_bytes: int = 16 * 2**30, bandwidth: float = 1e9) -> Cluster:
-    device = Device(kind="cpu", cores=4, memory_bytes=memory_bytes, flops_per_s={"1": 1e11, "2": 1.8e11, "4": 3e11})
+    device = Device(
+        kind="cpu", cores=4, memory_bytes=memory_bytes, flops_per_s={"1": 1e11, "2": 1.8e11, "4": 3e11}
+    )
     return Cluster(
         nodes=(Node(name="here", devices=(device,)),),
         inside=Link(bytes_per_s=bandwidth, latency_s=1e-4),

@@ -76,7 +76,10 @@ class RegressionTask(BaseTask):
         squared = (model(x - model.mean) - y).square().sum(1)
         weight = float(len(ids))
         return LossOut(
-            squared.sum(), weight, {"error": squared.detach().sqrt().sum()}, {"tokens": weight},
+            squared.sum(),
+            weight,
+            {"error": squared.detach().sqrt().sum()},
+            {"tokens": weight},
             {"x": x.sum(0), "n": torch.tensor([weight])},
         )
 
@@ -162,7 +165,11 @@ class GenerateThenLearn(BaseTask):
         with torch.no_grad():
             chances = (3 * model.writer(batch)).softmax(-1)
             drawn = [
-                torch.multinomial(row, 1, generator=torch.Generator().manual_seed(hash((context.seed, context.step, int(i)))))
+                torch.multinomial(
+                    row,
+                    1,
+                    generator=torch.Generator().manual_seed(hash((context.seed, context.step, int(i)))),
+                )
                 for row, i in zip(chances, ids, strict=True)
             ]
         loss = nn.functional.cross_entropy(model.reader(batch), torch.cat(drawn), reduction="sum")

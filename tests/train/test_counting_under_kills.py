@@ -63,7 +63,13 @@ class ChaosHost(LocalHost):
 def test_all_ones_after_an_epoch_of_kills(tmp_path: Path, seed: int) -> None:
     train = TrainConfig(clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0))
     launch = make_launch(
-        tmp_path, "counting", {"samples": SAMPLES}, SAMPLES, workers=2 + seed % 2, batch=10, train=train,
+        tmp_path,
+        "counting",
+        {"samples": SAMPLES},
+        SAMPLES,
+        workers=2 + seed % 2,
+        batch=10,
+        train=train,
         checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed, keep=2),
         members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05},
     )
@@ -76,14 +82,23 @@ def test_all_ones_after_an_epoch_of_kills(tmp_path: Path, seed: int) -> None:
     state, _ = final_state(launch, "counting", {"samples": SAMPLES})
     counts = next(state.model.parameters()).detach()
     wrong = (counts != 1).nonzero().flatten().tolist()
-    assert not wrong, f"{len(wrong)} samples are wrong, e.g. {wrong[0]} counted {counts[wrong[0]]}; killed {host.killed}"
+    assert not wrong, (
+        f"{len(wrong)} samples are wrong, e.g. {wrong[0]} counted {counts[wrong[0]]}; killed {host.killed}"
+    )
     assert not read_events(tmp_path / "events.jsonl").damage
 
 
 def test_a_chaos_host_would_be_noticed_if_it_did_nothing(tmp_path: Path) -> None:
     # The assertion on `counts` can fail: a model that has seen half of the data is not all ones.
-    launch = make_launch(tmp_path, "counting", {"samples": 100}, 100, batch=10, steps=5,
-                         train=TrainConfig(clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0)))
+    launch = make_launch(
+        tmp_path,
+        "counting",
+        {"samples": 100},
+        100,
+        batch=10,
+        steps=5,
+        train=TrainConfig(clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0)),
+    )
     from tests.train.fleets import run
 
     assert run(launch).status == "finished"

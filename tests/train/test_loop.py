@@ -1,4 +1,4 @@
-"""The loop's promises: any split gives the same update, unreadable samples are named, tasks need no change."""
+"""The loop's promises: any split gives the same update, bad samples are named, tasks need no change."""
 
 from __future__ import annotations
 
@@ -24,7 +24,15 @@ def test_three_uneven_workers_give_the_update_of_one(tmp_path: Path) -> None:
     for name, workers, shares in (("one", 1, None), ("three", 3, {"w0": 0.55, "w1": 0.33, "w2": 0.12})):
         train = TrainConfig(seed=3, micro_batch=9, clip_norm=1.0, schedule=STEADY)
         launch = make_launch(
-            tmp_path / name, "regression", settings, 4096, workers=workers, batch=50, steps=50, shares=shares, train=train
+            tmp_path / name,
+            "regression",
+            settings,
+            4096,
+            workers=workers,
+            batch=50,
+            steps=50,
+            shares=shares,
+            train=train,
         )
         assert run(launch).status == "finished"
         states.append(final_state(launch, "regression", settings)[0])
@@ -46,8 +54,16 @@ def _initial(settings: dict[str, int]) -> list[torch.Tensor]:
 
 
 def test_every_sample_is_counted_once_over_two_epochs(tmp_path: Path) -> None:
-    launch = make_launch(tmp_path, "counting", {"samples": 1000}, 1000, workers=2, batch=64, epochs=2,
-                         train=TrainConfig(clip_norm=0.0, schedule=STEADY))
+    launch = make_launch(
+        tmp_path,
+        "counting",
+        {"samples": 1000},
+        1000,
+        workers=2,
+        batch=64,
+        epochs=2,
+        train=TrainConfig(clip_norm=0.0, schedule=STEADY),
+    )
     assert run(launch).status == "finished"
     state, _ = final_state(launch, "counting", {"samples": 1000})
     assert torch.equal(next(state.model.parameters()).detach(), torch.full((1000,), 2.0))
@@ -55,7 +71,9 @@ def test_every_sample_is_counted_once_over_two_epochs(tmp_path: Path) -> None:
 
 def test_poisoned_samples_end_on_the_dead_list_and_the_rest_counts_once(tmp_path: Path) -> None:
     settings = {"samples": 500, "poison": [7, 123]}
-    launch = make_launch(tmp_path, "counting", settings, 500, batch=32, train=TrainConfig(clip_norm=0.0, schedule=STEADY))
+    launch = make_launch(
+        tmp_path, "counting", settings, 500, batch=32, train=TrainConfig(clip_norm=0.0, schedule=STEADY)
+    )
     outcome = run(launch)
     assert outcome.status == "finished", outcome
     state, _ = final_state(launch, "counting", settings)
@@ -73,10 +91,23 @@ def test_too_many_dead_samples_fail_the_run(tmp_path: Path) -> None:
     assert outcome.status == "failed" and "dead" in outcome.error
 
 
-@pytest.mark.parametrize(("task", "samples", "metric"), [("sine", 4096, "loss"), ("generate_then_learn", 2048, "loss")])
-def test_other_kinds_of_training_need_no_change_of_the_loop(tmp_path: Path, task: str, samples: int, metric: str) -> None:
-    launch = make_launch(tmp_path, task, {}, samples, workers=2, batch=32, steps=60, epochs=4,
-                         train=TrainConfig(micro_batch=16, schedule=STEADY))
+@pytest.mark.parametrize(
+    ("task", "samples", "metric"), [("sine", 4096, "loss"), ("generate_then_learn", 2048, "loss")]
+)
+def test_other_kinds_of_training_need_no_change_of_the_loop(
+    tmp_path: Path, task: str, samples: int, metric: str
+) -> None:
+    launch = make_launch(
+        tmp_path,
+        task,
+        {},
+        samples,
+        workers=2,
+        batch=32,
+        steps=60,
+        epochs=4,
+        train=TrainConfig(micro_batch=16, schedule=STEADY),
+    )
     assert run(launch).status == "finished"
     losses = [step["metrics"][metric] for step in read_events(tmp_path / "events.jsonl").of("step")]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
@@ -85,8 +116,17 @@ def test_other_kinds_of_training_need_no_change_of_the_loop(tmp_path: Path, task
 def test_a_checkpoint_of_three_resumes_on_two(tmp_path: Path) -> None:
     settings = {"samples": 600}
     train = TrainConfig(clip_norm=0.0, schedule=STEADY)
-    first = make_launch(tmp_path, "counting", settings, 600, workers=3, batch=30, steps=7, train=train,
-                        checkpoint=CheckpointConfig(every_s=0.0, every_steps=3, keep=2))
+    first = make_launch(
+        tmp_path,
+        "counting",
+        settings,
+        600,
+        workers=3,
+        batch=30,
+        steps=7,
+        train=train,
+        checkpoint=CheckpointConfig(every_s=0.0, every_steps=3, keep=2),
+    )
     assert run(first).status == "finished"
     kept = sorted(p.name for p in (tmp_path / "checkpoints").iterdir())
     assert kept == ["step-00000006", "step-00000007"]

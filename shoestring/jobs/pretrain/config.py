@@ -88,4 +88,6 @@ def ready_of(run_dir: Path) -> Ready:
     try:
         return msgspec.json.decode((run_dir / PREPARED).read_bytes(), type=Ready)
     except OSError as error:
-        raise ConfigError(f"{run_dir.name} has no model yet", f"go on with it: shoestring resume {run_dir.name}") from error
+        raise ConfigError(
+            f"{run_dir.name} has no model yet", f"go on with it: shoestring resume {run_dir.name}"
+        ) from error

@@ -84,17 +84,25 @@ class PretrainJob:
         self._config = config = config.model_copy(update={"model": config.model.model_copy(update=shape)})
         model = config.model
         plan = self.plan(rates)
-        ready = Ready(config.model_dump(), str(data.train_dir.resolve()), str(data.heldout_dir.resolve()),
-                      str(data.tokenizer_path.resolve()))
+        ready = Ready(
+            config.model_dump(),
+            str(data.train_dir.resolve()),
+            str(data.heldout_dir.resolve()),
+            str(data.tokenizer_path.resolve()),
+        )
         (run_dir / PREPARED).write_bytes(msgspec.json.encode(ready))
         samples = (data.train.tokens - 1) // config.seq_len
         facts = _facts(data) | {
-            "samples": samples, "seq_len": config.seq_len, "compute_dtype": dtype, "matmul_flops_per_s": rates,
-            "parameters": model.parameter_count(), "active_parameters": model.active_parameter_count(),
+            "samples": samples,
+            "seq_len": config.seq_len,
+            "compute_dtype": dtype,
+            "matmul_flops_per_s": rates,
+            "parameters": model.parameter_count(),
+            "active_parameters": model.active_parameter_count(),
         }
         say(
-            f"{data.train.documents} texts, {format_bytes(data.train.n_bytes)}, {data.train.tokens:,} tokens; held out: "
-            f"{data.heldout.documents} texts, {format_bytes(data.heldout.n_bytes)}; model of "
+            f"{data.train.documents} texts, {format_bytes(data.train.n_bytes)}, {data.train.tokens:,} tokens; "
+            f"held out {data.heldout.documents} texts, {format_bytes(data.heldout.n_bytes)}; model of "
             f"{model.parameter_count():,} parameters, {model.active_parameter_count():,} active, {dtype}"
         )
         return Prepared(MAKER, msgspec.to_builtins(ready), samples, plan, facts)
@@ -123,7 +131,8 @@ def _describe(rates: Rates, dtype: str) -> Cluster:
     if torch.cuda.is_available():
         memory = torch.cuda.get_device_properties(0).total_memory
         devices = tuple(
-            Device(kind="cuda", cores=1, memory_bytes=memory, flops_per_s=flops) for _ in range(torch.cuda.device_count())
+            Device(kind="cuda", cores=1, memory_bytes=memory, flops_per_s=flops)
+            for _ in range(torch.cuda.device_count())
         )
     else:
         memory = usable_memory_bytes()
@@ -143,11 +152,17 @@ def _activation_bytes(model: MoeConfig, seq_len: int) -> float:
 def _facts(data: Data) -> dict[str, Any]:
     """What the record says of the data."""
     return {
-        "files": data.files, "train_texts": data.train.documents, "train_bytes": data.train.n_bytes,
-        "train_tokens": data.train.tokens, "heldout_texts": data.heldout.documents,
-        "heldout_bytes": data.heldout.n_bytes, "heldout_tokens": data.heldout.tokens,
-        "vocabulary": data.train.vocab_size, "twins_left_out": len(data.heldout.duplicates),
-        "empty_texts": data.train.empty + data.heldout.empty, "skipped_files": len(data.skipped),
+        "files": data.files,
+        "train_texts": data.train.documents,
+        "train_bytes": data.train.n_bytes,
+        "train_tokens": data.train.tokens,
+        "heldout_texts": data.heldout.documents,
+        "heldout_bytes": data.heldout.n_bytes,
+        "heldout_tokens": data.heldout.tokens,
+        "vocabulary": data.train.vocab_size,
+        "twins_left_out": len(data.heldout.duplicates),
+        "empty_texts": data.train.empty + data.heldout.empty,
+        "skipped_files": len(data.skipped),
         "skipped": [{"path": item.path, "reason": item.reason} for item in data.skipped],
     }
 

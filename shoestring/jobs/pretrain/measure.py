@@ -36,7 +36,9 @@ def rates_by_threads(threads: list[int]) -> Rates:
         data = pipe.read()
     os.waitpid(child, 0)
     if not data:
-        raise FleetError("the process that measures this machine died", "look at the system's log; free some memory")
+        raise FleetError(
+            "the process that measures this machine died", "look at the system's log; free some memory"
+        )
     return msgspec.json.decode(data, type=Rates)
 
 

@@ -42,7 +42,9 @@ def score_run(run_dir: Path, record: RunRecord, view: View) -> dict[str, Any]:
         record.append("evaluation", name=name, value=value, measure=MEASURE)
         view.say(f"  {value:.3f} bits per byte   {name}")
     settings = ready.config.evaluate
-    sample = write_text(run_dir, settings.sample_prompt, settings.sample_tokens, temperature=0.8, top_p=0.95, seed=0)
+    sample = write_text(
+        run_dir, settings.sample_prompt, settings.sample_tokens, temperature=0.8, top_p=0.95, seed=0
+    )
     view.say(f"a sample after {settings.sample_prompt!r}:\n{sample}")
     return result | {"sample": sample}
 
@@ -63,11 +65,22 @@ def score_model(run_dir: Path, view: View) -> dict[str, Any]:
             view.say(f"scoring: {done} of {total} windows")
 
     score = bits_per_byte(
-        model, documents, settings.window, settings.stride, settings.batch_tokens, next(model.parameters()).device, show
+        model,
+        documents,
+        settings.window,
+        settings.stride,
+        settings.batch_tokens,
+        next(model.parameters()).device,
+        show,
     )
     return {
-        "bits_per_byte": score.value, "step": step, "heldout_files_scored": len(documents), "heldout_bytes": score.n_bytes,
-        "heldout_tokens": score.tokens, "heldout_files_left_out": left_out, "scored_in_s": round(clock.now() - began_s, 3),
+        "bits_per_byte": score.value,
+        "step": step,
+        "heldout_files_scored": len(documents),
+        "heldout_bytes": score.n_bytes,
+        "heldout_tokens": score.tokens,
+        "heldout_files_left_out": left_out,
+        "scored_in_s": round(clock.now() - began_s, 3),
     }
 
 
@@ -81,11 +94,14 @@ def load_model(run_dir: Path, ready: Ready) -> tuple[MoeLM, int]:
     if found.manifest is None:
         why = f" ({found.damaged[0][0]}: {found.damaged[0][1]})" if found.damaged else ""
         raise CheckpointError(
-            f"the run {run_dir.name} has no intact checkpoint{why}", f"go on with it: shoestring resume {run_dir.name}"
+            f"the run {run_dir.name} has no intact checkpoint{why}",
+            f"go on with it: shoestring resume {run_dir.name}",
         )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = MoeLM(ready.config.model, seed=None).to(device)
-    tensorfiles.read({f"model.{name}": tensor for name, tensor in model.state_dict().items()}, Path(found.path))
+    tensorfiles.read(
+        {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, Path(found.path)
+    )
     return model.eval(), found.manifest.step
 
 
@@ -108,7 +124,8 @@ def write_text(run_dir: Path, prompt: str, tokens: int, temperature: float, top_
 
 def _documents(ready: Ready, max_bytes: int) -> tuple[list[tuple[list[int], int]], int]:
     """The held-out documents up to `max_bytes` of text, and how many are left out."""
-    chosen, left_out, size = [], 0, 0
+    chosen: list[tuple[list[int], int]] = []
+    left_out = size = 0
     for ids, n_bytes in PackedTokens(Path(ready.heldout_dir)).documents():
         if chosen and size + n_bytes > max_bytes:
             left_out += 1
