@@ -3,8 +3,10 @@ Radford et al., "Language Models are Unsupervised Multitask Learners", 2019, sec
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,11 @@ END = "<|end|>"
 # Words and signs with the space before them, digits one by one, and the start of a line with its
 # indentation in one piece: in source code that is where most of the spaces are.
 SPLIT = r" ?\p{L}+| ?[^\s\p{L}\p{N}]+|\p{N}|\n[ ]*|[ ]+(?= )|\s+"
+# The same for ASCII text, as Python's own engine runs it several times as fast.
+_ASCII_SPLIT = re.compile(r" ?[A-Za-z]+| ?[^A-Za-z0-9\t-\r ]+|[0-9]|\n *| +(?= )|[\t-\r ]+")
 _PIECE_CHARS = 1 << 14
+_KNOWN_WORDS = 1 << 20
+_PROBE = " a  b\n\n\tc. \u00e9 \u4e16 <x>  ".encode() + bytes(range(256))
 # No piece of SPLIT goes on from a visible character over a line end, so a cut there changes nothing.
 _SAFE_CUT = re.compile(r"(?<=\S)(?=\n)")
 _FOREIGN_BYTES = re.compile("([\udc80-\udcff]+)")
@@ -60,22 +66,32 @@ class TextTokenizer:
     def __init__(self, inner: tokenizers.Tokenizer) -> None:
         self._inner = inner
         self._inner.encode_special_tokens = True
-        self.vocab_size: int = inner.get_vocab_size()
         byte_of = _byte_of_char()
         vocabulary: dict[str, int] = inner.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values(), default=0) + 1
         added = {token.content for token in inner.get_added_tokens_decoder().values()}
         complete = {START, END} <= added and byte_of.keys() <= vocabulary.keys()
         if inner.normalizer is not None or not complete:
-            raise ConfigError(
-                f"this tokenizer is not byte-level, normalises text, or lacks {START} and {END}",
-                "leave tokenizer.file empty to learn one from the data",
-            )
+            raise _unfit(f"is not byte-level, normalises text, or lacks {START} and {END}")
         self.start_id, self.end_id = vocabulary[START], vocabulary[END]
+        settings = json.loads(inner.to_str())
+        # Words can be encoded one by one where nothing but SPLIT decides what a word is.
+        usual = json.loads(_pre_tokenizer().__getstate__())
+        self._by_word = settings["pre_tokenizer"] == usual and added == {START, END}
+        self._known: dict[str, list[int]] = {}
+        # A word is a word already: split anew by itself, spaces would fall apart for want of what follows.
+        self._one_word = tokenizers.Tokenizer.from_str(inner.to_str())
+        self._one_word.encode_special_tokens = True
+        self._one_word.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         self._id_of_byte = {byte: vocabulary[char] for char, byte in byte_of.items()}
         self._bytes_of_id = [b""] * self.vocab_size
         for token, number in vocabulary.items():
             if token not in added:
                 self._bytes_of_id[number] = bytes(byte_of[char] for char in token)
+            elif token not in (START, END):
+                self._bytes_of_id[number] = token.encode("utf-8")
+        if self.decode(self.encode(_PROBE)) != _PROBE:
+            raise _unfit("loses or adds characters")
 
     @classmethod
     def load(cls, path: Path) -> TextTokenizer:
@@ -97,8 +113,12 @@ class TextTokenizer:
     def save(self, path: Path) -> None:
         """Write the standard tokenizer.json, whole or not at all."""
         part = path.with_suffix(".tmp")
-        part.write_text(self._inner.to_str(pretty=True), encoding="utf-8")
+        part.write_text(self.to_json(), encoding="utf-8")
         part.rename(path)
+
+    def to_json(self) -> str:
+        """The contents of the standard tokenizer.json."""
+        return str(self._inner.to_str(pretty=True))
 
     def encode(self, data: bytes) -> list[int]:
         """Token ids of a text, without the special tokens."""
@@ -115,13 +135,32 @@ class TextTokenizer:
                 plan[-1].append(len(pieces) if isinstance(piece, str) else piece)
                 if isinstance(piece, str):
                     pieces.append(piece)
-        done = self._inner.encode_batch_fast(pieces, add_special_tokens=False)
-        ids = [np.array(encoding.ids, np.uint32) for encoding in done]
+        ids = self._encode_pieces(pieces)
         return [self._joined(parts, ids) for parts in plan]
 
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes that these ids stand for; special tokens stand for none."""
         return b"".join([self._bytes_of_id[number] for number in ids])
+
+    def _encode_pieces(self, pieces: list[str]) -> list[Tokens]:
+        words = {
+            number: _ASCII_SPLIT.findall(piece)
+            for number, piece in enumerate(pieces)
+            if self._by_word and piece.isascii()
+        }
+        if len(self._known) > _KNOWN_WORDS:
+            self._known.clear()
+        new = [word for word in set().union(*words.values()) if word not in self._known]
+        whole = [piece for number, piece in enumerate(pieces) if number not in words]
+        found = self._one_word.encode_batch_fast(new, add_special_tokens=False)
+        self._known.update(zip(new, (encoding.ids for encoding in found), strict=True))
+        rest = iter(self._inner.encode_batch_fast(whole, add_special_tokens=False))
+        return [
+            np.array(list(chain.from_iterable(map(self._known.__getitem__, words[number]))), np.uint32)
+            if number in words
+            else np.array(next(rest).ids, np.uint32)
+            for number in range(len(pieces))
+        ]
 
     def _joined(self, parts: list[int | bytes], ids: list[Tokens]) -> Tokens:
         found = [
@@ -138,12 +177,7 @@ def train_tokenizer(texts: Iterable[bytes], vocab_size: int) -> TextTokenizer:
         DataError: when there is no text at all.
     """
     inner = tokenizers.Tokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    inner.pre_tokenizer = _pre_tokenizer()
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -163,6 +197,19 @@ def train_tokenizer(texts: Iterable[bytes], vocab_size: int) -> TextTokenizer:
     if not seen_bytes:
         raise DataError("there is no text to learn a tokenizer from", "give files that hold text")
     return TextTokenizer(inner)
+
+
+def _unfit(why: str) -> ConfigError:
+    return ConfigError(f"this tokenizer {why}", "leave tokenizer.file empty to learn one from the data")
+
+
+def _pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _pieces(data: bytes) -> Iterator[str | bytes]:

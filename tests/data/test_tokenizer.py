@@ -17,6 +17,7 @@ from shoestring.data.tokenizer import END, START, TextTokenizer, train_tokenizer
 from tests.data.files import TEXT, small_tokenizer
 
 TOKENIZER = small_tokenizer()
+PLAIN = tokenizers.Tokenizer.from_str(TOKENIZER.to_json())
 WIKITEXT = Path(__file__).parents[3] / "shared/data/wikitext-2/valid.txt"
 
 
@@ -54,6 +55,38 @@ def test_a_long_text_is_encoded_in_pieces_as_if_it_were_whole(text: str) -> None
         whole = TOKENIZER.encode(text.encode())
         patch.setattr(module, "_PIECE_CHARS", 5)
         assert TOKENIZER.encode(text.encode()) == whole
+
+
+@given(AWKWARD)
+def test_known_words_are_put_together_as_the_package_encodes_the_text(text: str) -> None:
+    ids = TOKENIZER.encode(text.encode())
+    assert ids == PLAIN.encode(text, add_special_tokens=False).ids
+    assert ids == TOKENIZER.encode(text.encode())
+
+
+def test_the_standard_library_is_encoded_as_the_package_does() -> None:
+    for name in ("argparse.py", "turtle.py", "locale.py", "tarfile.py"):
+        text = Path(sysconfig.get_path("stdlib"), name).read_text(encoding="utf-8")
+        assert TOKENIZER.encode(text.encode()) == PLAIN.encode(text, add_special_tokens=False).ids
+
+
+def test_the_memory_of_words_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_KNOWN_WORDS", 20)
+    tokenizer = small_tokenizer()
+    for n in range(200):
+        text = f"def name{chr(97 + n % 26)}{chr(97 + n // 26)}(): pass\n"
+        assert tokenizer.encode(text.encode()) == TOKENIZER.encode(text.encode())
+    assert len(tokenizer._known) < 40
+
+
+def test_a_tokenizer_with_more_added_tokens_is_not_taken_word_by_word(tmp_path: Path) -> None:
+    TOKENIZER.save(tmp_path / "a.json")
+    plain = tokenizers.Tokenizer.from_file(str(tmp_path / "a.json"))
+    plain.add_tokens(["return x"])
+    plain.save(str(tmp_path / "b.json"))
+    ids = TextTokenizer.load(tmp_path / "b.json").encode(b"a return x")
+    assert ids == plain.encode("a return x").ids and ids[-1] == plain.get_vocab_size() - 1
+    assert TextTokenizer.load(tmp_path / "b.json").decode(ids) == b"a return x"
 
 
 def test_learned_tokens_shorten_what_was_learned_from() -> None:
@@ -108,6 +141,16 @@ def test_a_tokenizer_that_loses_something_is_refused(tmp_path: Path, change: str
     path.write_text(json.dumps(settings))
     with pytest.raises(ConfigError, match="not byte-level"):
         TextTokenizer.load(path)
+
+
+@pytest.mark.parametrize("splitter", [{"type": "Whitespace"}, {"type": "WhitespaceSplit"}])
+def test_a_tokenizer_that_drops_spaces_is_refused(tmp_path: Path, splitter: dict[str, str]) -> None:
+    settings = json.loads(TOKENIZER.to_json())
+    level = settings["pre_tokenizer"]["pretokenizers"][1]
+    settings["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [splitter, level]}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(settings))
+    with pytest.raises(ConfigError, match="loses or adds"):
+        TextTokenizer.load(tmp_path / "tokenizer.json")
 
 
 def test_no_text_is_a_clear_error() -> None:
