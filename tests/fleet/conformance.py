@@ -136,7 +136,7 @@ class ProcessConformance(Conformance):
 
     def test_a_hung_worker_is_found_and_killed(self, transport: Transport, tmp_path: Path) -> None:
         toy = Toy(SAMPLES, faults={"w1.1.7": "stop"})
-        outcome = transport.run(launch(tmp_path, toy, transport.workers, heartbeat_timeout_s=1.0))
+        outcome = transport.run(launch(tmp_path, toy, transport.workers, heartbeat_timeout_s=3.0))
         assert outcome == Outcome("finished")
         assert final_counts(tmp_path) == [1] * SAMPLES
         kills = [e for e in events(tmp_path).of("decision") if e.get("action") == "kill"]
