@@ -240,7 +240,7 @@ def _comparison(view: RecordView, number: str) -> Any:
     found = tables.comparisons(view)
     if not number.isdigit() or int(number) >= len(found):
         return None
-    rows = [
+    rows: list[Row] = [
         {
             "what": str(label.value).replace("_", " "),
             "value": rounded(entry.value),
@@ -248,11 +248,13 @@ def _comparison(view: RecordView, number: str) -> Any:
         }
         for label, entry in found[int(number)].rows
     ]
+    largest = max(row["value"] for row in rows)
+    room = alt.Scale(zero=True, domainMax=rounded(largest * 1.12)) if largest > 0 else alt.Scale(zero=True)
     base = alt.Chart(_data(rows)).encode(
         y=alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
     )
     bar = base.mark_bar(height={"band": 0.72}, cornerRadiusEnd=3).encode(
-        x=alt.X("value:Q", title=None, scale=alt.Scale(zero=True)),
+        x=alt.X("value:Q", title=None, scale=room),
         opacity=alt.condition("datum.own", alt.value(1.0), alt.value(0.4)),
         tooltip=["what:N", "value:Q"],
     )
@@ -261,7 +263,7 @@ def _comparison(view: RecordView, number: str) -> Any:
 
 
 def _is_own(name: str) -> bool:
-    return "model" in name.lower().replace("_", " ").split()
+    return name.lower().replace("_", " ").split()[:1] == ["model"]
 
 
 MAKERS: Mapping[str, Callable[[RecordView, str], Any]] = MappingProxyType(

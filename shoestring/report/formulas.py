@@ -107,6 +107,10 @@ def _count_of_kind(view: RecordView, args: Args) -> int:
     return len(view.of(args[0]))
 
 
+def _faults(view: RecordView, args: Args) -> int:
+    return sum("drill" not in view.events[i] for i in view.of("fault"))
+
+
 def _count_where(view: RecordView, args: Args) -> int:
     kind, key, value = args
     return sum(key in view.events[i] and view.events[i][key] == value for i in view.of(kind))
@@ -243,6 +247,7 @@ FORMULAS: Mapping[str, Formula] = MappingProxyType(
         "events": Formula(lambda view, args: len(view.events), ("*",), "events in the record"),
         "status": Formula(lambda view, args: view.status, ("run", "end"), "status of the last end"),
         "duration": Formula(lambda view, args: view.at_s[-1], ("*",), "time of running, without pauses"),
+        "faults": Formula(_faults, ("fault",), "faults, without the announcements of drills"),
         "count": Formula(_count_of_kind, ("*",), "number of {0} events"),
         "count_where": Formula(_count_where, ("*",), "number of {0} events whose {1} is {2}"),
         "median": Formula(_median_of, ("*",), "median {1} of the {0} events"),

@@ -18,7 +18,7 @@ from shoestring.report.record_view import RecordView
 
 # What a formula may raise when the record does not hold what it needs.
 UNKNOWN = (LookupError, ValueError, TypeError, ArithmeticError, StopIteration, AttributeError)
-_QUOTES = frozenset({"text", "label", "plain", "excerpt"})
+_QUOTES = frozenset({"text", "label", "plain", "brief", "excerpt"})
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@
     return {
       background: "transparent",
       font,
-      padding: 2,
+      padding: { left: 8, right: 8, top: 4, bottom: 2 },
       view: { stroke: null },
       mark: { color: color("--series-a") },
       text: { color: color("--ink") },
@@ -20,7 +20,7 @@
         gridColor: color("--line"), domainColor: color("--line"), tickColor: color("--line"),
         labelFontSize: 11, titleFontSize: 11, tickCount: 5, labelFlush: true,
       },
-      axisBand: { grid: false, ticks: false, domain: false, labelColor: color("--ink"), labelFontSize: 12 },
+      axisBand: { labelPadding: 6, grid: false, ticks: false, domain: false, labelColor: color("--ink"), labelFontSize: 12 },
       legend: { labelColor: color("--ink"), labelFontSize: 12, symbolType: "circle" },
     };
   };

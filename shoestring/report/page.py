@@ -19,7 +19,7 @@ from markupsafe import Markup
 from shoestring import __version__
 from shoestring.base.errors import RecordError
 from shoestring.base.record import Events, read_events
-from shoestring.report import tables
+from shoestring.report import formulas, tables
 from shoestring.report.marks import Marker
 from shoestring.report.record_view import RecordView, fingerprint, view_of
 
@@ -73,6 +73,7 @@ def render(log: Events, library: str) -> str:
         view=view,
         mark=Marker(view),
         tables=tables,
+        formulas=formulas,
         charts=chart_scripts(view),
         result=tables.facts_of(view, view.last("result")),
         comparisons=tables.comparisons(view),

@@ -23,6 +23,8 @@ def number(value: Any) -> str:
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
+    if size >= 1e7:
+        return format_count(value)
     if size >= 1000:
         return f"{value:,.0f}"
     return f"{value:.3f}" if 0.1 <= size < 100 else f"{value:.4g}"
@@ -39,6 +41,13 @@ def plain(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(plain(item) for item in value) or "none"
     return json.dumps(value, ensure_ascii=False)
+
+
+def brief(value: Any) -> str:
+    """A small table in a line, its numbers to four digits: `w0 0.483, w1 0.517`."""
+    if not isinstance(value, dict):
+        return number(value) if isinstance(value, float) else plain(value)
+    return ", ".join(f"{label(key)} {brief(item)}" for key, item in value.items()) or "none"
 
 
 def label(value: Any) -> str:
@@ -70,6 +79,7 @@ FORMATS: Mapping[str, Callable[[Any], str]] = MappingProxyType(
         "percent": lambda value: f"{value:.1%}",
         "date": _date,
         "plain": plain,
+        "brief": brief,
         "label": label,
         "text": str,
         "excerpt": _excerpt,
@@ -79,6 +89,8 @@ FORMATS: Mapping[str, Callable[[Any], str]] = MappingProxyType(
 
 def format_for(key: str, value: Any) -> str:
     """The format that fits a field by its name and type."""
+    if isinstance(value, dict):
+        return "brief"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "plain"
     if key.endswith("wall_s"):

@@ -158,7 +158,8 @@ class LiveView:
         if self._quiet:
             return
         for message in status.messages:
-            self._console.print(Text.assemble((f"{_clock(status.elapsed_s)}  ", "dim"), (message, "yellow")))
+            said = Text.assemble((f"{_clock(status.elapsed_s)}  ", "dim"), (message, "yellow"))
+            self._console.print(said, soft_wrap=True)
         if self._console.is_terminal:
             self._draw(status)
         elif self._clock.now() >= self._line_due_s:
