@@ -17,6 +17,8 @@ class MemberConfig(Config):
         heartbeat_timeout_s: silence that long means hung (stopped, swapped out, cut off).
         hang_timeout_s: a single phase of own work that lasts longer means hung.
         start_timeout_s: from the order to start until the first sign of life.
+        regroup_timeout_s: once a round is over, a worker that neither joins again nor does work of its own
+            for that long is stuck in a collective that cannot end.
         join_grace_s: a round without surviving state waits that long for starting workers.
         backoff_s: pause before the first restart; doubles with each failure in a row.
         backoff_max_s: upper bound of that pause.
@@ -29,6 +31,7 @@ class MemberConfig(Config):
     heartbeat_timeout_s: float = 15.0
     hang_timeout_s: float = 300.0
     start_timeout_s: float = 120.0
+    regroup_timeout_s: float = 30.0
     join_grace_s: float = 5.0
     backoff_s: float = 0.1
     backoff_max_s: float = 30.0

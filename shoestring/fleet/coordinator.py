@@ -95,6 +95,9 @@ class Coordinator:
             self._excuse(now)
             for name, reason in self._members.find_hung(now).items():
                 self._doom(now, name, f"hung: {reason}")
+            if self._round is None and self._broken_at_s is not None and not self._outcome:
+                for name, reason in self._members.find_stuck(now, self._broken_at_s).items():
+                    self._doom(now, name, f"stuck: {reason}")
             self._ledger.expire(now)
             self._form_round(now)
             if self._round is not None:
@@ -439,6 +442,8 @@ class Coordinator:
         stalled_s = now - self._last_tick_s
         if stalled_s > self._config.members.heartbeat_timeout_s / 2:
             self._members.excuse(stalled_s)
+            if self._broken_at_s is not None:
+                self._broken_at_s += stalled_s
         self._last_tick_s = now
 
     def _pass_time(self, now: float) -> None:

@@ -167,6 +167,18 @@ class Membership:
                 found[member.name] = f"in phase {member.phase!r} for {member.phase_s + silent_s:.0f} s"
         return found
 
+    def find_stuck(self, now: float, round_ended_s: float) -> dict[str, str]:
+        """Members of a round that is over who have not come back: name -> why they count as stuck."""
+        waited_s = now - round_ended_s
+        if waited_s <= self._config.regroup_timeout_s:
+            return {}
+        active = (self._members[name] for name in self.named("active"))
+        return {
+            member.name: f"has not left the round that ended {waited_s:.0f} s ago (phase {member.phase!r})"
+            for member in active
+            if not member.doomed and member.phase not in OWN_WORK
+        }
+
     def try_form(self, now: float, confirmed_step: int) -> Formed | None:
         """Form a round when all who live are waiting.
 

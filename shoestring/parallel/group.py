@@ -16,8 +16,11 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch.distributed import distributed_c10d
 
 BUCKET_BYTES = 64 * 2**20
+# A peer that died after it had published its address is waited for that long, not for a collective's time.
+FORM_TIMEOUT_S = 10.0
 
 
 class PeerLostError(Exception):
@@ -145,10 +148,12 @@ def form(
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
         with _peer_errors():
+            forming_s = min(FORM_TIMEOUT_S, timeout_s)
             dist.init_process_group(
-                backend, store=RendezvousStore(table, timeout_s), rank=rank, world_size=size,
-                timeout=timedelta(seconds=timeout_s), device_id=device if device.type == "cuda" else None,
+                backend, store=RendezvousStore(table, forming_s), rank=rank, world_size=size,
+                timeout=timedelta(seconds=forming_s), device_id=device if device.type == "cuda" else None,
             )
+            distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
         yield Group(rank, size)
     finally:
         if dist.is_initialized():

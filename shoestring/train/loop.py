@@ -99,7 +99,8 @@ class Trainer:
                 self._state.step, self._touched = -1, True
             try:
                 with self._group(invitation) as group:
-                    self._align(group, invitation)
+                    with self._seat.phase("align"):
+                        self._align(group, invitation)
                     return self._work(group, invitation)
             except (PeerLostError, RoundOver) as lost:
                 problem = str(lost)
