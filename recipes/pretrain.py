@@ -25,7 +25,11 @@ def pretrain() -> PretrainConfig:
             shared_experts=1, expert_width=128, init="fan_in", embed_init_std=1.0, residual_init=0.0,
             final_norm_init=4.0, balance_coef=0.01,
         ),
-        train=TrainConfig(micro_batch=8, schedule=ScheduleConfig(kind="wsd", warmup=0.02, decay=0.8)),
+        train=TrainConfig(
+            micro_batch=8,
+            exchange_dtype="bf16",
+            schedule=ScheduleConfig(kind="wsd", warmup=0.02, decay=0.8),
+        ),
         fleet=FleetConfig(
             members=MemberConfig(workers=0),
             pace=PaceConfig(budget_s=1800.0, batch=16),
@@ -48,7 +52,7 @@ def demo() -> PretrainConfig:
     )
     fleet = base.fleet.model_copy(
         update={
-            "pace": PaceConfig(budget_s=230.0, batch=16),
+            "pace": PaceConfig(budget_s=230.0, batch=32, batch_start=16, batch_warmup=0.5),
             "checkpoint": CheckpointConfig(every_s=45.0),
             "drill": DrillConfig(kill="w1", at_progress=0.5),
         }
@@ -59,7 +63,7 @@ def demo() -> PretrainConfig:
             "seq_len": 256,
             "fleet": fleet,
             "train": base.train.model_copy(update={"micro_batch": 16}),
-            "evaluate": EvaluateConfig(window=256, stride=64),
+            "evaluate": EvaluateConfig(window=256, stride=128),
         }
     )
 

@@ -140,3 +140,13 @@ def test_nobody_speaks_for_a_worker_that_does_not_run(state: str) -> None:
             members.start_due(turn + 0.9)
     assert members["w0"].state == state
     assert not members.current("w0", members["w0"].incarnation)
+
+
+def test_who_does_not_leave_a_round_that_is_over_is_stuck_unless_it_works() -> None:
+    members = in_round()
+    members.heard(0.0, "w0", "exchange", 0.0)
+    members.heard(0.0, "w1", "compute", 0.0)
+    assert members.find_stuck(29.0, round_ended_s=0.0) == {}
+    assert list(members.find_stuck(31.0, round_ended_s=0.0)) == ["w0"]
+    members.doom("w0", "stuck")
+    assert members.find_stuck(31.0, round_ended_s=0.0) == {}
