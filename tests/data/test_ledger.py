@@ -82,6 +82,24 @@ def test_renewed_leases_live_on_and_others_expire() -> None:
     assert ledger.complete(12.0, kept, "b") is Outcome.COUNTED
 
 
+def test_a_renewed_lease_does_not_shelter_younger_ones() -> None:
+    ledger = make(lease_s=10.0)
+    renewed, younger = take(ledger, 5, "a", now=0.0), take(ledger, 5, "b", now=1.0)
+    ledger.renew(6.0, "a")
+    assert [lease.lease_id for lease in ledger.expire(11.0)] == [younger]
+    assert [lease.lease_id for lease in ledger.expire(16.0)] == [renewed]
+
+
+def test_what_was_lost_too_often_is_handed_out_alone() -> None:
+    ledger = make(max_attempts=1)
+    first = take(ledger, 10, "kept")
+    take(ledger, 8, "lost")
+    ledger.release_holder("lost")
+    ledger.release(first)
+    taken = [lease.ranges for lease in iter(lambda: ledger.lease(0.0, "a", 50), None) if lease]
+    assert taken == [[(0, 10)], [(10, 14)], [(14, 18)], [(18, 68)], [(68, 100)]]
+
+
 def test_leases_of_a_restored_ledger_get_their_time_again() -> None:
     ledger = make(lease_s=10.0)
     lease = take(ledger, 5, now=1000.0)
