@@ -33,7 +33,7 @@ class TrainConfig(Config):
         clip_norm: bound on the global gradient norm; 0: none.
         schedule: of the learning rate.
         autocast: `bf16` runs the task's loss under autocast; `off` leaves precision to the model.
-        compile: compile the model's forward pass with torch.compile.
+        compile: run the task's loss through torch.compile; on a CPU that needs a C++ compiler.
         exchange_dtype: what gradients are summed in over the network.
         exchange_timeout_s: bound on one collective.
         threads: compute threads of a worker; 0: the machine's cores divided by the workers.
@@ -85,6 +85,7 @@ class Trainer:
         self._loopback = loopback
         self._lr_scale = 1.0
         self._agent = Agent({"adjust_lr": self._adjust_lr})
+        self._loss = torch.compile(task.loss) if config.compile else task.loss
         self._state = self._fresh_state()
 
     def run(self) -> str:
@@ -145,7 +146,7 @@ class Trainer:
 
     def _contribute(self, ids: SampleIds, batch: Any, context: StepContext) -> LossOut:
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.autocast == "bf16"):
-            out = self._task.loss(self._state.model, batch, ids, context)
+            out = self._loss(self._state.model, batch, ids, context)
         out.loss_sum.backward()
         return out
 
@@ -222,10 +223,7 @@ class Trainer:
 
     def _fresh_state(self) -> TrainState:
         self._touched = False
-        state = TrainState(self._task, self._device, self._config.seed)
-        if self._config.compile:
-            state.model.compile()
-        return state
+        return TrainState(self._task, self._device, self._config.seed)
 
     def _restore(self, round_: m.Round) -> None:
         if not round_.checkpoint:

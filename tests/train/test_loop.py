@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,15 @@ def test_a_checkpoint_of_three_resumes_on_two(tmp_path: Path) -> None:
 def test_the_order_is_that_of_the_ledger() -> None:
     spec = LedgerSpec(samples=10, epochs=1, seed=0, shuffle="none")
     assert spec.samples == 10
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+def test_a_compiled_loss_trains_the_same_model(tmp_path: Path) -> None:
+    states = []
+    for name, compile_it in (("plain", False), ("compiled", True)):
+        train = TrainConfig(micro_batch=32, schedule=STEADY, compile=compile_it)
+        launch = make_launch(tmp_path / name, "regression", {}, 4096, batch=32, steps=5, train=train)
+        assert run(launch).status == "finished"
+        states.append(final_state(launch, "regression", {})[0].model.state_dict())
+    for key, value in states[0].items():
+        assert torch.allclose(value, states[1][key], atol=1e-5), key
