@@ -132,6 +132,8 @@ def test_a_damaged_shard_is_made_anew_alone(tmp_path: Path, ending: str, damage:
 def test_shards_of_another_size_never_mix(tmp_path: Path) -> None:
     files = mixed_files(tmp_path / "in")
     small_shards(files, tmp_path / "out")
+    # Made anew at another size, the first shard ends where the second does not begin.
+    shard_path(tmp_path / "out", 0).unlink()
     pack(files, "text", TOKENIZER, tmp_path / "out", shard_bytes=2 * SHARD_BYTES)
     assert [data for _, data in PackedTokens(tmp_path / "out").texts(TOKENIZER)] == [
         data for _, data in _packed_alone(files, tmp_path / "other")

@@ -66,6 +66,15 @@ def test_a_held_out_twin_of_a_training_text_is_left_out(tmp_path: Path) -> None:
     assert not marks & {digest(data) for data in texts(prepared, prepared.heldout_dir).values()}
 
 
+def test_a_twin_that_comes_later_is_left_out_too(tmp_path: Path) -> None:
+    files = write_texts(tmp_path / "in", 40)
+    heldout = next(file for file in files if name_hash(file.name) < 0.2)
+    train = next(file for file in files if name_hash(file.name) >= 0.2)
+    assert not ready(tmp_path).heldout.duplicates
+    write(Path(train.url), Path(heldout.url).read_bytes())
+    assert ready(tmp_path).heldout.duplicates == [heldout.name]
+
+
 def test_each_bad_file_is_named_once(tmp_path: Path) -> None:
     write_texts(tmp_path / "in", 10)
     bad = [write(tmp_path / f"in/bad{n}.py", b"\0\1" * 50) for n in range(20)]
