@@ -272,6 +272,6 @@ class SqlLedgerMachine(LedgerMachine):
 
 
 TestLedger = LedgerMachine.TestCase
-TestLedger.settings = settings(max_examples=150, stateful_step_count=50)
+TestLedger.settings = settings(max_examples=80, stateful_step_count=40)
 TestSqlLedger = SqlLedgerMachine.TestCase
-TestSqlLedger.settings = settings(max_examples=25, stateful_step_count=40)
+TestSqlLedger.settings = settings(max_examples=15, stateful_step_count=40)
