@@ -92,6 +92,17 @@ def test_what_was_committed_is_what_is_opened(opener: Opener) -> None:
     assert state.returned and state.leases and state.letters and state.suspects and state.lost
 
 
+def test_a_lease_that_lost_a_part_is_stored_without_it(opener: Opener) -> None:
+    ledger = opener(SPEC)
+    reported, failed = take(ledger, 10), take(ledger, 10)
+    ledger.commit()
+    ledger.complete(0.0, reported, "a", [(0, 4)])
+    ledger.fail(0.0, failed, {12: "bad"})
+    ledger.commit()
+    held = {lease.lease_id: lease.ranges for lease in opener(SPEC).leases()}
+    assert held == {reported: [(4, 10)], failed: [(10, 12), (13, 20)]}
+
+
 def test_values_are_kept_with_the_ledger(opener: Opener) -> None:
     ledger = opener(SPEC)
     assert ledger.get_meta("round") is None
