@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from shoestring.base.config import Config, parse_config
 from shoestring.base.errors import ConfigError
@@ -47,6 +47,9 @@ class PretrainConfig(JobConfig):
     Attributes:
         data: which files; `tokenizer`: the vocabulary that is trained on them.
         seq_len: tokens of a training window.
+        short_pieces: at first, windows are cut into this many shorter ones, then into half as many, and so
+            on; a power of two that divides `seq_len`. Short contexts are learnt first, and faster.
+        short_until: share of the run after which windows are whole.
         packing: where packed tokens are kept for the next run.
         model: shape of the model; its vocabulary follows the tokenizer.
         compute_dtype: `auto` measures which is quicker on this device.
@@ -58,11 +61,22 @@ class PretrainConfig(JobConfig):
     data: SourceConfig = SourceConfig()
     tokenizer: TokenizerConfig = TokenizerConfig()
     seq_len: int = Field(default=256, ge=2)
+    short_pieces: int = Field(default=1, ge=1)
+    short_until: float = Field(default=0.0, ge=0.0, le=1.0)
     packing: PackingConfig = PackingConfig()
     model: MoeConfig
     compute_dtype: Literal["auto", "bf16", "fp32"] = "auto"
     optimizer: OptimizerConfig = OptimizerConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _windows_can_be_cut(self) -> PretrainConfig:
+        if self.short_pieces & (self.short_pieces - 1) or self.seq_len % self.short_pieces:
+            raise ConfigError(
+                f"windows of {self.seq_len} tokens cannot be cut into {self.short_pieces} pieces by halving",
+                "make short_pieces a power of two that divides seq_len",
+            )
+        return self
 
 
 class Ready(msgspec.Struct, frozen=True):

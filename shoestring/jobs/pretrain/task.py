@@ -50,8 +50,10 @@ class PretrainTask(BaseTask):
     def loss(self, model: nn.Module, batch: Tensor, ids: SampleIds, context: StepContext) -> LossOut:
         """Sums over the tokens of these windows; the balance loss is per window, so it is a sum too."""
         assert isinstance(model, MoeLM)
-        tokens = batch.to(next(model.parameters()).device, non_blocking=True)
-        out = model.loss(tokens, step=context.step, sample_ids=ids.tolist(), seed=context.seed)
+        pieces = pieces_at(context.progress, self._config.short_pieces, self._config.short_until)
+        tokens = cut_windows(batch, pieces).to(next(model.parameters()).device, non_blocking=True)
+        piece_ids = [sample * pieces + piece for sample in ids.tolist() for piece in range(pieces)]
+        out = model.loss(tokens, step=context.step, sample_ids=piece_ids, seed=context.seed)
         return LossOut(
             out.loss_sum,
             out.weight,
@@ -73,6 +75,26 @@ class PretrainTask(BaseTask):
         """Move the routers' running means and deviations."""
         assert isinstance(model, MoeLM)
         model.absorb({name: value.float() for name, value in stats.items()})
+
+
+def pieces_at(progress: float, pieces: int, until: float) -> int:
+    """Into how many pieces windows are cut: `pieces` at first, halved in equal stages, 1 from `until` on.
+
+    Args:
+        progress: of the run, in [0, 1].
+        pieces: a power of two.
+        until: share of the run after which windows are whole.
+    """
+    if progress >= until:
+        return 1
+    stages = max(1, pieces.bit_length() - 1)
+    return max(1, pieces >> int(progress / until * stages))
+
+
+def cut_windows(tokens_BT1: Tensor, pieces: int) -> Tensor:
+    """[B, T + 1] -> [B * pieces, T / pieces + 1]: the same T predictions a row, each with less before it."""
+    length = (tokens_BT1.shape[1] - 1) // pieces
+    return tokens_BT1.unfold(1, length + 1, length).reshape(-1, length + 1)
 
 
 def make_task(settings: dict[str, Any], run_dir: Path) -> PretrainTask:
