@@ -43,7 +43,7 @@ class NgramConfig(Config):
     """
 
     order: int = Field(default=8, ge=1)
-    cache_order: int = Field(default=4, ge=-1)
+    cache_order: int = Field(default=8, ge=-1)
     max_tokens: int = Field(default=10_000_000, ge=1)
     tune_tokens: int = Field(default=100_000, ge=0)
 
