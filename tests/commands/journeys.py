@@ -36,12 +36,19 @@ def tiny_sets(data: Path, cache: Path, **more: Any) -> list[str]:
 def start_shoestring(*arguments: str) -> subprocess.Popen[str]:
     """Start the command line."""
     return subprocess.Popen(
-        [sys.executable, "-m", "shoestring", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "shoestring", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
 def shoestring(*arguments: str, timeout_s: float = 100) -> subprocess.CompletedProcess[str]:
     """Run the command line to its end."""
     return subprocess.run(
-        [sys.executable, "-m", "shoestring", *arguments], capture_output=True, text=True, timeout=timeout_s, check=False
+        [sys.executable, "-m", "shoestring", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
     )

@@ -49,7 +49,9 @@ def test_runs_generate_evaluate_report_export(finished: Path, tmp_path: Path) ->
     listed = json.loads(shoestring("runs", "--json", *where).stdout)
     assert [(row["run"], row["status"], row["steps"]) for row in listed] == [("tiny", "finished", 30)]
     made = [
-        json.loads(shoestring("generate", "tiny", "--prompt", "def ", "--tokens", "8", "--json", *where).stdout)
+        json.loads(
+            shoestring("generate", "tiny", "--prompt", "def ", "--tokens", "8", "--json", *where).stdout
+        )
         for _ in range(2)
     ]
     assert made[0]["text"].startswith("def ") and made[0] == made[1]
@@ -57,13 +59,17 @@ def test_runs_generate_evaluate_report_export(finished: Path, tmp_path: Path) ->
     before = read_events(finished / "tiny" / "events.jsonl").of("result")[0]["bits_per_byte"]
     assert scored["bits_per_byte"] == pytest.approx(before, rel=1e-4)
     checked = shoestring("report", "tiny", "--verify", "--json", *where)
-    assert checked.returncode == 0 and json.loads(checked.stdout)["figures"] > 20, checked.stdout + checked.stderr
+    assert checked.returncode == 0 and json.loads(checked.stdout)["figures"] > 20, (
+        checked.stdout + checked.stderr
+    )
     exported = shoestring("export", "tiny", "--output", str(tmp_path / "out"), "--json", *where)
     assert exported.returncode == 0, exported.stderr
     assert {"config.json", "tokenizer.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(finished: Path, tmp_path: Path) -> None:
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_taken(
+    finished: Path, tmp_path: Path
+) -> None:
     runs = tmp_path / "runs"
     shutil.copytree(finished, runs)
     data = write_texts(tmp_path / "data")
@@ -97,7 +103,9 @@ def test_ctrl_c_checkpoints_and_resume_goes_on(tmp_path: Path) -> None:
     assert process.returncode == 130, out + error
     assert "resume" in out + error
     saved = read_events(log).of("checkpoint")[-1]["step"]
-    resumed = shoestring("resume", "long", "--runs-dir", runs, "--set", f"fleet.pace.steps={saved + 4}", "--json")
+    resumed = shoestring(
+        "resume", "long", "--runs-dir", runs, "--set", f"fleet.pace.steps={saved + 4}", "--json"
+    )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     steps = [event["step"] for event in read_events(log).of("step")]
     assert steps == list(range(1, saved + 5))
@@ -115,7 +123,9 @@ def test_a_killed_supervisor_leaves_no_process_and_resumes(tmp_path: Path) -> No
     process.wait()
     _wait_for(lambda: not any(_alive(child) for child in children))
     step = read_events(log).of("step")[-1]["step"]
-    resumed = shoestring("resume", "killed", "--runs-dir", runs, "--set", f"fleet.pace.steps={step + 10}", "--json")
+    resumed = shoestring(
+        "resume", "killed", "--runs-dir", runs, "--set", f"fleet.pace.steps={step + 10}", "--json"
+    )
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
 
 
@@ -163,7 +173,9 @@ def test_only_binary_files_are_fatal(tmp_path: Path) -> None:
     data.mkdir()
     for number in range(3):
         (data / f"{number}.txt").write_bytes(os.urandom(500) + b"\x00")
-    done = shoestring("run", "demo", "--runs-dir", str(tmp_path / "runs"), *tiny_sets(data, tmp_path / "cache"))
+    done = shoestring(
+        "run", "demo", "--runs-dir", str(tmp_path / "runs"), *tiny_sets(data, tmp_path / "cache")
+    )
     assert done.returncode == 3 and "what to do" in done.stderr, done.stderr
 
 

@@ -1,4 +1,4 @@
-"""Groups of real processes: sums are equal everywhere, a failed formation leaves no trace, a lost peer is named."""
+"""Groups of real processes: equal sums, no trace of a failed formation, a lost peer is named."""
 
 from __future__ import annotations
 
@@ -65,7 +65,11 @@ def test_sums_and_copies(tmp_path: Path) -> None:
         with form(FolderTable(tmp_path), rank, 3, CPU, 20.0, loopback=True) as group:
             total = group.sum_(torch.arange(5.0) + rank)
             assert torch.equal(total, 3 * torch.arange(5.0) + 3)
-            mixed = [torch.full((4,), float(rank)), torch.tensor(rank), torch.full((2, 2), rank, dtype=torch.bfloat16)]
+            mixed = [
+                torch.full((4,), float(rank)),
+                torch.tensor(rank),
+                torch.full((2, 2), rank, dtype=torch.bfloat16),
+            ]
             group.copy_from_(2, mixed)
             assert all(bool((tensor == 2).all()) for tensor in mixed)
 

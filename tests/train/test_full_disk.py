@@ -36,7 +36,9 @@ def test_a_full_disk_costs_a_checkpoint_and_no_sample(tmp_path: Path, small_disk
     settings = {"samples": SAMPLES}
     launch = make_launch(
         tmp_path, "counting", settings, SAMPLES, workers=workers, batch=2000,
-        train=TrainConfig(clip_norm=0.0, micro_batch=2000, schedule=ScheduleConfig(kind="constant", warmup=0.0)),
+        train=TrainConfig(
+            clip_norm=0.0, micro_batch=2000, schedule=ScheduleConfig(kind="constant", warmup=0.0)
+        ),
         checkpoint=CheckpointConfig(every_s=0.0, every_steps=5, keep=1),
     )  # fmt: skip
     outcome = run(launch)
