@@ -61,6 +61,8 @@ def demo() -> PretrainConfig:
         update={
             "model": small,
             "seq_len": 256,
+            "short_pieces": 4,
+            "short_until": 0.7,
             "fleet": fleet,
             "train": base.train.model_copy(update={"micro_batch": 16}),
             "evaluate": EvaluateConfig(window=256, stride=128),
