@@ -30,6 +30,7 @@ Document = NDArray[np.unsignedinteger]
 _STRENGTHS = tuple(float(2**power) for power in range(-4, 21))
 _DISCOUNTS = tuple(step / 20 for step in range(20))
 _ROUNDS = 2
+_ENOUGH = 200
 
 
 class NgramConfig(Config):
@@ -75,8 +76,13 @@ class NgramScore:
         return self.static_bits / self.n_bytes
 
 
-def ngram_score(train: PackedTokens, heldout: PackedTokens, config: NgramConfig) -> NgramScore:
+def ngram_score(
+    train: PackedTokens, heldout: PackedTokens, config: NgramConfig, only: frozenset[int] | None = None
+) -> NgramScore:
     """Train on one packed directory and score the documents of another.
+
+    Args:
+        only: numbers of the documents to score; all where not given.
 
     Raises:
         DataError: when either holds no text, or they come from different tokenizers.
@@ -87,7 +93,7 @@ def ngram_score(train: PackedTokens, heldout: PackedTokens, config: NgramConfig)
         )
     every = math.ceil(train.index.tokens / config.max_tokens)
     counted = [tokens for number, (_, tokens, _) in enumerate(train.arrays()) if number % every == 0]
-    scored = list(heldout.arrays())
+    scored = [item for number, item in enumerate(heldout.arrays()) if only is None or number in only]
     n_bytes = sum(size for _, _, size in scored)
     if not counted or not n_bytes:
         raise DataError("there is no text to count or to score", "give files that hold text")
@@ -329,7 +335,11 @@ class _Memory:
         for strength in _STRENGTHS:
             self._strength[order] = strength
             by_match.append(np.bincount(matched, nats(), self._strength.shape[1]))
-        self._strength[order] = np.array(_STRENGTHS)[np.argmin(by_match, axis=0)]
+        table = np.array(by_match)
+        # Where too few tokens would decide for a length of match, all lengths together do.
+        few = np.bincount(matched, minlength=table.shape[1]) < _ENOUGH
+        choice = np.where(few, table.sum(1).argmin(), table.argmin(0))
+        self._strength[order] = np.array(_STRENGTHS)[choice]
 
     def _step(self, order: int, below: Floats, matched: Ints, seen: _Seen) -> Floats:
         discount = self._discount[order]

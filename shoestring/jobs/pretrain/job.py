@@ -101,7 +101,8 @@ class PretrainJob:
             "active_parameters": model.active_parameter_count(),
         }
         say(
-            f"{data.train.documents} texts, {format_bytes(data.train.n_bytes)}, {data.train.tokens:,} tokens; "
+            f"{data.train.documents} texts, {format_bytes(data.train.n_bytes)}, "
+            f"{data.train.tokens:,} tokens; "
             f"held out {data.heldout.documents} texts, {format_bytes(data.heldout.n_bytes)}; model of "
             f"{model.parameter_count():,} parameters, {model.active_parameter_count():,} active, {dtype}"
         )

@@ -39,7 +39,9 @@ def score_run(run_dir: Path, record: RunRecord, view: View) -> dict[str, Any]:
     if ready.config.evaluate.baselines:
         found |= _baselines(ready, view)
     for name, value in found.items():
-        record.append("evaluation", name=name, value=value, measure=MEASURE)
+        record.append(
+            "evaluation", name=name, value=value, measure=MEASURE, heldout_bytes=result["heldout_bytes"]
+        )
         view.say(f"  {value:.3f} bits per byte   {name}")
     settings = ready.config.evaluate
     sample = write_text(
@@ -54,7 +56,9 @@ def score_model(run_dir: Path, view: View) -> dict[str, Any]:
     ready = ready_of(run_dir)
     settings = ready.config.evaluate
     model, step = load_model(run_dir, ready)
-    documents, left_out = _documents(ready, settings.max_bytes)
+    heldout = PackedTokens(Path(ready.heldout_dir))
+    chosen = chosen_documents(heldout, settings.max_bytes)
+    documents = [item for number, item in enumerate(heldout.documents()) if number in chosen]
     clock = SystemClock()
     began_s = said_s = clock.now()
 
@@ -79,7 +83,7 @@ def score_model(run_dir: Path, view: View) -> dict[str, Any]:
         "heldout_files_scored": len(documents),
         "heldout_bytes": score.n_bytes,
         "heldout_tokens": score.tokens,
-        "heldout_files_left_out": left_out,
+        "heldout_files_left_out": heldout.index.documents - len(chosen),
         "scored_in_s": round(clock.now() - began_s, 3),
     }
 
@@ -122,26 +126,27 @@ def write_text(run_dir: Path, prompt: str, tokens: int, temperature: float, top_
     return prompt + tokenizer.decode(ids).decode(errors="replace")
 
 
-def _documents(ready: Ready, max_bytes: int) -> tuple[list[tuple[list[int], int]], int]:
-    """The held-out documents up to `max_bytes` of text, and how many are left out."""
-    chosen: list[tuple[list[int], int]] = []
-    left_out = size = 0
-    for ids, n_bytes in PackedTokens(Path(ready.heldout_dir)).documents():
-        if chosen and size + n_bytes > max_bytes:
-            left_out += 1
-            continue
-        size += n_bytes
-        chosen.append((ids, n_bytes))
-    return chosen, left_out
+def chosen_documents(heldout: PackedTokens, max_bytes: int) -> frozenset[int]:
+    """Numbers of the held-out documents that are scored, by the model and by every baseline: in order, as
+    many as fit into `max_bytes` of text, and one at the least."""
+    chosen: set[int] = set()
+    size = 0
+    for number, (_, n_bytes) in enumerate(heldout.documents()):
+        if not chosen or size + n_bytes <= max_bytes:
+            size += n_bytes
+            chosen.add(number)
+    return frozenset(chosen)
 
 
 def _baselines(ready: Ready, view: View) -> dict[str, float]:
     """xz and the n-gram model on the same files, computed now."""
     heldout, train = PackedTokens(Path(ready.heldout_dir)), PackedTokens(Path(ready.train_dir))
-    view.say("baselines: xz -9e of the same files")
-    xz = xz_sizes(heldout.texts(TextTokenizer.load(Path(ready.tokenizer))))
+    chosen = chosen_documents(heldout, ready.config.evaluate.max_bytes)
+    texts = enumerate(heldout.texts(TextTokenizer.load(Path(ready.tokenizer))))
+    view.say(f"baselines: xz -9e of the same {len(chosen)} files")
+    xz = xz_sizes(item for number, item in texts if number in chosen)
     view.say("baselines: an n-gram model of the same tokens")
-    ngram = ngram_score(train, heldout, NgramConfig())
+    ngram = ngram_score(train, heldout, NgramConfig(), chosen)
     return {
         "xz -9e, each file alone": xz.per_file_bits_per_byte,
         "xz -9e, all files in one archive": xz.archive_bits_per_byte,
