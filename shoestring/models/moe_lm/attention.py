@@ -1,7 +1,7 @@
 """Grouped-query attention with rotary positions, and its key-value cache.
 
-On CUDA the scores go through torch's fused attention. On a CPU the fused kernel is three to five times slower
-than blocks of plain matrix products (measured, see docs/design/models.md), so those are used.
+On CUDA the scores go through torch's fused attention. On a CPU the fused kernel takes about twice the time of
+blocks of plain matrix products (measured, see docs/log.md), so those are used.
 Shapes: B sequences, T tokens, H heads, G key-value heads, D head width.
 """
 
