@@ -37,7 +37,7 @@ class EvaluateConfig(Config):
     batch_tokens: int = Field(default=8192, ge=2)
     max_bytes: int = Field(default=4 * 2**20, ge=1)
     baselines: bool = True
-    sample_prompt: str = "def "
+    sample_prompt: str = "import sys\n\n\ndef main("
     sample_tokens: int = Field(default=120, ge=1)
 
 
