@@ -22,6 +22,7 @@ import sys
 from time import perf_counter
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -67,8 +68,10 @@ def _compare(quick: bool) -> None:
     choices = [choice for choice in THEIRS if dtype == "bf16" or choice[2] == "weights"]
     common = {"dtype": dtype, "threads": threads}
     tries = {"choices": choices[:3], "steps": 1} if quick else {"choices": choices, "steps": 3}
-    trial = {"side": "trial", **tries, **common}
-    tried = _start(trial)
+    tried: dict[str, Any] = {}
+    for choice in tries["choices"]:
+        # Each in a process of its own: a setting that runs out of memory must not end the others.
+        tried |= _try({"side": "trial", "choices": [choice], "steps": tries["steps"], **common})
     working = {name: run for name, run in tried.items() if "error" not in run}
     best = min(working, key=lambda name: min(working[name]["step_s"]))
     steps, repeats = (3, 1) if quick else (8, 4)
@@ -122,12 +125,24 @@ def _report(
     finish("pretrain", configuration, {"runs": runs, "transformers_settings_tried": tried}, figures)
 
 
+def _try(job: dict[str, Any]) -> dict[str, Any]:
+    """`_start`, where a death of the process is a result too."""
+    try:
+        return _start(job)
+    except ChildDiedError as died:
+        return {"/".join(job["choices"][0]): {"error": str(died)}}
+
+
+class ChildDiedError(Exception):
+    """A measuring process ended without an answer."""
+
+
 def _start(job: dict[str, Any]) -> dict[str, Any]:
     """Run one measurement in a fresh process."""
     command = [sys.executable, "-m", "benchmarks.pretrain", "--child", json.dumps(job)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(done.stderr)
+        raise ChildDiedError(f"exit code {done.returncode}: {done.stderr.strip()[-300:] or 'no word'}")
     answer: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return answer
 
@@ -135,6 +150,9 @@ def _start(job: dict[str, Any]) -> dict[str, Any]:
 def _child(job: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(job["threads"])
     keep_freed_memory()
+    # A setting that wants more fails by itself then, instead of taking the machine with it.
+    bound_bytes = int(0.6 * psutil.virtual_memory().total)
+    resource.setrlimit(resource.RLIMIT_DATA, (bound_bytes, bound_bytes))
     if job["side"] != "trial":
         return _measure(job)
     found: dict[str, Any] = {}

@@ -27,7 +27,6 @@ def pretrain() -> PretrainConfig:
         ),
         train=TrainConfig(
             micro_batch=8,
-            exchange_dtype="bf16",
             schedule=ScheduleConfig(kind="wsd", warmup=0.02, decay=0.8),
         ),
         fleet=FleetConfig(
@@ -64,7 +63,7 @@ def demo() -> PretrainConfig:
             "short_pieces": 4,
             "short_until": 0.7,
             "fleet": fleet,
-            "train": base.train.model_copy(update={"micro_batch": 16}),
+            "train": base.train.model_copy(update={"micro_batch": 16, "exchange_dtype": "bf16"}),
             "evaluate": EvaluateConfig(window=256, stride=128),
         }
     )
