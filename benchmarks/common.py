@@ -55,8 +55,13 @@ def table(headings: list[str], rows: list[list[str]]) -> None:
 def finish(
     name: str, configuration: dict[str, Any], samples: dict[str, Any], figures: dict[str, Any]
 ) -> None:
-    """Write `benchmarks/results/NAME.json` and print the figures as one JSON object, the last line."""
+    """Write `benchmarks/results/NAME.json` and print the figures as one JSON object, the last line.
+
+    A quick run goes to `NAME_quick.json`, which is not kept: it must not replace a full one.
+    """
     RESULTS.mkdir(exist_ok=True)
+    if configuration.get("quick"):
+        name = f"{name}_quick"
     result = {
         "name": name,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),

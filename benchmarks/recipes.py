@@ -47,10 +47,10 @@ def measure(recipe: str, name: str, quick_sets: tuple[str, ...]) -> None:
             *sets,
         ]
         subprocess.run(command, check=True)
-        report(f"{name}_quick" if options.quick else name, recipe, Path(runs) / "bench")
+        report(name, recipe, Path(runs) / "bench", options.quick)
 
 
-def report(name: str, recipe: str, run_dir: Path) -> None:
+def report(name: str, recipe: str, run_dir: Path, quick: bool = False) -> None:
     """Figures of one finished run, each from its record."""
     events = read_events(run_dir / "events.jsonl")
     begun = events.of("run")[-1]
@@ -66,7 +66,7 @@ def report(name: str, recipe: str, run_dir: Path) -> None:
             for e in events.of("round")
         ],
     }
-    finish(name, {"recipe": recipe, "settings": begun["settings"]}, samples, figures)
+    finish(name, {"recipe": recipe, "quick": quick, "settings": begun["settings"]}, samples, figures)
 
 
 def _figures(events: Events) -> dict[str, Any]:
