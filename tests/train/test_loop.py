@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from shoestring.base.record import read_events
-from shoestring.data.ledger import LedgerSpec
 from shoestring.data.store import DurableLedger
 from shoestring.fleet.config import CheckpointConfig
 from shoestring.train.loop import TrainConfig
@@ -40,7 +39,7 @@ def test_three_uneven_workers_give_the_update_of_one(tmp_path: Path) -> None:
         steps = read_events(launch.run_dir / "events.jsonl").of("step")
         assert len(steps) == 50 and all(step["counts"]["tokens"] == 50 for step in steps)
     split = {w: r["samples"] for w, r in steps[-1]["workers"].items()}
-    assert split == {"w0": 28, "w1": 16, "w2": 6} or sorted(split.values()) != [16, 17, 17]
+    assert split == {"w0": 28, "w1": 16, "w2": 6}
     one, three = (torch.cat([p.detach().reshape(-1) for p in s.model.state_dict().values()]) for s in states)
     moved = torch.linalg.vector_norm(one - torch.cat([p.detach().reshape(-1) for p in _initial(settings)]))
     assert moved > 0.1
@@ -137,13 +136,10 @@ def test_a_checkpoint_of_three_resumes_on_two(tmp_path: Path) -> None:
     assert torch.equal(next(state.model.parameters()).detach(), torch.ones(600))
 
 
-def test_the_order_is_that_of_the_ledger() -> None:
-    spec = LedgerSpec(samples=10, epochs=1, seed=0, shuffle="none")
-    assert spec.samples == 10
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-def test_a_compiled_loss_trains_the_same_model(tmp_path: Path) -> None:
+def test_a_compiled_loss_trains_the_same_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A cache of its own: one that a killed compiler left behind must not decide this.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "cache"))
     states = []
     for name, compile_it in (("plain", False), ("compiled", True)):
         train = TrainConfig(micro_batch=32, schedule=STEADY, compile=compile_it)

@@ -24,8 +24,8 @@ from shoestring.train.runs import Prepared, View
 
 SHOWN = 10
 MAKER = "shoestring.jobs.pretrain.task:make_task"
-# A loopback gloo all-reduce of some 16 MiB, as measured by `make bench-fleet`'s machine class; the
-# probe of a later issue measures it on the spot.
+# An assumption, not a measurement: gloo between two processes of one machine. It only has to order the
+# alternatives; the probe of a later issue measures links on the spot.
 LOOPBACK = Link(bytes_per_s=1.5e9, latency_s=2e-4)
 
 
