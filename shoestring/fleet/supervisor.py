@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from shoestring.base.clock import Clock
-from shoestring.base.errors import ShoestringError, TransportError
+from shoestring.base.errors import TransportError
 from shoestring.fleet import messages as m
 from shoestring.fleet.config import MemberConfig
 from shoestring.fleet.launch import Outcome
@@ -272,8 +272,3 @@ class Supervisor:
         ):
             self._host.pause(BUSY_TICK_S)
             self._host.reap()
-
-
-def failed_outcome(error: ShoestringError) -> Outcome:
-    """The outcome of a run that this error ended."""
-    return Outcome("failed", error.what, error.todo)
