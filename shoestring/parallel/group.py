@@ -102,7 +102,7 @@ class Group:
             PeerLostError: a member is gone.
         """
         if self.size > 1:
-            with _peer_errors():
+            with peer_errors():
                 dist.all_reduce(tensor)
         return tensor
 
@@ -114,7 +114,7 @@ class Group:
         """
         if self.size == 1:
             return
-        with _peer_errors(), torch.no_grad():
+        with peer_errors(), torch.no_grad():
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                 dist.broadcast(flat, src=source)
@@ -147,7 +147,7 @@ def form(
         os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     backend = "nccl" if device.type == "cuda" else "gloo"
     try:
-        with _peer_errors():
+        with peer_errors():
             forming_s = min(FORM_TIMEOUT_S, timeout_s)
             dist.init_process_group(
                 backend, store=RendezvousStore(table, forming_s), rank=rank, world_size=size,
@@ -161,7 +161,8 @@ def form(
 
 
 @contextmanager
-def _peer_errors() -> Iterator[None]:
+def peer_errors() -> Iterator[None]:
+    """What a backend raises about its peers, as PeerLostError; out-of-memory stays what it is."""
     # gloo reports every lost peer as a plain RuntimeError; out-of-memory is one too, and is not a peer's.
     try:
         yield

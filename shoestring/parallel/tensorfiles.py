@@ -15,6 +15,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.planner import WriteItem
 
 from shoestring.base.errors import CheckpointError
 
@@ -34,7 +35,7 @@ def write(tensors: dict[str, torch.Tensor], directory: Path, rank: int, size: in
     """
     try:
         with _quiet():
-            writer = HuggingFaceStorageWriter(str(directory), save_distributed=True)
+            writer = _BoxWriter(str(directory), save_distributed=True)
             dcp.save(dict(tensors), storage_writer=writer, no_dist=size == 1)
         files = sorted(directory.glob(f"shard-{rank + 1:05d}-*"))
         for path in files:
@@ -67,6 +68,21 @@ def read(tensors: dict[str, torch.Tensor], directory: Path) -> None:
         for name, tensor in tensors.items():
             if target[name] is not tensor:
                 tensor.copy_(target[name])
+
+
+class _BoxWriter(HuggingFaceStorageWriter):
+    """A file holds one tensor under a name; where a rank holds several boxes of it, each further one goes to
+    another file."""
+
+    def _split_by_storage_plan(
+        self, storage_plan: dict[str, int] | None, items: list[WriteItem]
+    ) -> dict[int, list[WriteItem]]:
+        files: dict[int, list[WriteItem]] = {}
+        seen: dict[str, int] = {}
+        for item in items:
+            number = seen[item.index.fqn] = (seen[item.index.fqn] if item.index.fqn in seen else 0) + 1
+            files.setdefault(number, []).append(item)
+        return files
 
 
 @contextmanager

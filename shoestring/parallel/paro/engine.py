@@ -1,0 +1,410 @@
+"""Runs a model whose parameters, gradients and states are sharded by three letters (PaRO, arXiv 2310.06003).
+
+A micro-step is one forward and one backward pass. In it every rank issues the same collectives in the same order,
+whatever its data does: units are gathered in the order of the model and again in reverse, the next one while this one
+computes; gradients leave in reverse order while backward goes on. Hooks follow FSDP (arXiv 2304.11277); the order, the
+letters and the exchange between groups are ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from shoestring.base.errors import ConfigError
+from shoestring.cluster.strategies import Strategy
+from shoestring.parallel.paro.exchange import SCOPES, Exchange
+from shoestring.parallel.paro.flat import Entry, Flat
+from shoestring.parallel.paro.jobs import Chain, Jobs
+from shoestring.parallel.paro.units import Unit, tensors_in
+
+Phase = Literal["idle", "forward", "backward"]
+OUTSTANDING = 2  # units whose gradients may be under way; more would hold more memory
+
+
+class Engine:
+    """Hooks and collectives of a sharded model.
+
+    Args:
+        model: its parameters are in the units' flats already.
+        units: the root first, then in the order of use.
+        exchange: to the other ranks.
+        strategy: three letters.
+
+    Attributes:
+        last: whether the coming micro-step is the step's last, whose gradients go on to the other groups while
+            backward still runs. Without that hint they go in `finish_gradients`.
+        used: names of parameters that got a gradient on this rank since the last update.
+    """
+
+    def __init__(self, model: nn.Module, units: list[Unit], exchange: Exchange, strategy: Strategy) -> None:
+        self.model = model
+        self.units = units
+        self.exchange = exchange
+        self.strategy = strategy
+        self.device = units[0].flats[0].device if units[0].flats else units[1].flats[0].device
+        self.last = False
+        self.used: set[str] = set()
+        self._phase: Phase = "idle"
+        self._forward_cursor = 0
+        self._backward_cursor = 0
+        self._reduce_cursor = 0
+        self._jobs = Jobs()
+        self._incoming: dict[int, Tensor] = {}  # id of a flat -> this pass's gradient, [padded]
+        self._filled: dict[int, set[str]] = {}
+        self._summed: dict[int, Tensor] = {}  # id of a flat -> gradient summed over all ranks, by the states letter
+        self._handles: list[RemovableHandle] = []
+        self._hook()
+
+    @property
+    def flats(self) -> Iterator[Flat]:
+        """All flats, in the order of use."""
+        return (flat for unit in self.units for flat in unit.flats)
+
+    # --- forward ------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A forward pass begins: called by the model's own forward, or by whoever calls another of its methods."""
+        if self._phase == "backward":
+            return
+        self._phase = "forward"
+        self._forward_cursor = 1
+        self._arrive(self.units[0])
+        self._issue_forward(1)
+
+    def release(self) -> None:
+        """Free what a forward pass without gradients has left gathered."""
+        for unit in self.units:
+            self._arrive(unit) if unit.coming else None
+            self._free(unit)
+        self._phase = "idle"
+
+    def _use(self, unit: Unit, inputs: object) -> None:
+        if self._phase == "backward":
+            self._arrive(unit)  # recomputation of a checkpointed unit
+            return
+        if self._phase == "idle":
+            self.begin()
+        if torch.is_grad_enabled():
+            due = tensors_in(inputs)
+            unit.inputs_due = bool(due)
+            if due:
+                torch.autograd.graph.register_multi_grad_hook(due, lambda _: self._inputs_done(unit))
+        self._forward_cursor = min(self._forward_cursor, unit.index)
+        self._issue_forward(unit.index + 1)
+        self._arrive(unit)
+
+    def _issue_forward(self, upto: int) -> None:
+        while self._forward_cursor <= min(upto, len(self.units) - 1):
+            self._issue(self.units[self._forward_cursor])
+            self._forward_cursor += 1
+
+    def _leave(self, unit: Unit, outputs: object) -> None:
+        for tensor in tensors_in(outputs):
+            tensor.register_hook(lambda _: self._before_backward(unit))
+        if self._phase == "forward" and not (self._kept(unit) and torch.is_grad_enabled()):
+            self._free(unit)
+
+    def _kept(self, unit: Unit) -> bool:
+        """The root is in use all the time, and backward begins with the last unit: both stay."""
+        return unit.index in (0, len(self.units) - 1)
+
+    # --- backward ------------------------------------------------------------------------------
+
+    def _start_backward(self) -> None:
+        if self._phase == "backward":
+            return
+        if self._phase == "idle":
+            raise ConfigError(
+                "a second backward pass through one forward pass: its parameters are gone",
+                "call backward once for each forward pass, on the sum of the losses",
+            )
+        self._enter_backward()
+        torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
+
+    def _enter_backward(self) -> None:
+        while self._forward_cursor < len(self.units):  # units that this pass did not use
+            unit = self.units[self._forward_cursor]
+            self._forward_cursor += 1
+            self._issue(unit)
+            self._arrive(unit)
+            if not self._kept(unit):
+                self._free(unit)
+        self._phase = "backward"
+        self._backward_cursor = self._reduce_cursor = len(self.units) - 1
+        for unit in self.units:
+            unit.complete = False
+            unit.left = {entry.name for flat in unit.trainable for entry in flat.entries}
+
+    def _before_backward(self, unit: Unit) -> None:
+        self._start_backward()
+        while self._backward_cursor >= max(unit.index - 1, 0):
+            self._issue(self.units[self._backward_cursor])
+            self._backward_cursor -= 1
+        self._arrive(unit)
+
+    def _take(self, unit: Unit, flat: Flat, entry: Entry) -> None:
+        """One parameter's gradient is there."""
+        self._start_backward()
+        gradient = entry.parameter.grad
+        assert gradient is not None
+        self.used.add(entry.name)
+        if self._in_place(flat):
+            flat.dirty = True
+        else:
+            self._collect(flat, entry, gradient)
+            entry.parameter.grad = None
+        unit.left.discard(entry.name)
+        if unit.index and not unit.left and not unit.inputs_due:
+            self._complete(unit)
+
+    @torch.no_grad()
+    def _collect(self, flat: Flat, entry: Entry, gradient: Tensor) -> None:
+        if flat.strategy.gradients == "N":
+            flat.gradients[entry.offset : entry.end].add_(gradient.reshape(-1))
+            flat.dirty = True
+            return
+        key = id(flat)
+        if key not in self._incoming:
+            self._incoming[key] = torch.empty(flat.padded, dtype=flat.gradient_dtype, device=flat.device)
+            self._filled[key] = set()
+        target = self._incoming[key][entry.offset : entry.end]
+        if entry.name in self._filled[key]:
+            target.add_(gradient.reshape(-1))
+        else:
+            target.copy_(gradient.reshape(-1))
+            self._filled[key].add(entry.name)
+
+    def _inputs_done(self, unit: Unit) -> None:
+        unit.inputs_due = False
+        if self._phase == "backward" and not unit.left:
+            self._complete(unit)
+
+    def _complete(self, unit: Unit) -> None:
+        """No gradient of this unit is owed any more: its weights go, its gradients leave in their turn."""
+        if unit.complete:
+            return
+        unit.complete = True
+        self._free(unit)
+        while self._reduce_cursor >= 0 and self.units[self._reduce_cursor].complete:
+            self._send(self.units[self._reduce_cursor])
+            self._reduce_cursor -= 1
+        self._jobs.poll()
+        self._jobs.drain(OUTSTANDING * max(1, len(unit.trainable)))
+
+    def _end_backward(self) -> None:
+        while self._backward_cursor >= 0:  # units that no gradient reached
+            unit = self.units[self._backward_cursor]
+            self._backward_cursor -= 1
+            self._issue(unit)
+            self._arrive(unit)
+        for unit in reversed(self.units):
+            unit.inputs_due = False
+            self._complete(unit)
+        self._phase = "idle"
+        self.last = False
+
+    def idle(self) -> None:
+        """Take part in a micro-step without a batch: the same collectives, gradients of zero."""
+        self.begin()
+        self._forward_cursor = 1
+        self._enter_backward()
+        self._end_backward()
+
+    # --- gradients ------------------------------------------------------------------------------
+
+    def _send(self, unit: Unit) -> None:
+        for flat in reversed(unit.trainable):
+            full = self._incoming.pop(id(flat), None)
+            if flat.strategy.gradients != "N":
+                full = self._fill_up(flat, full)
+            elif not self.last:
+                continue
+            self._jobs.start(self._reduce_job(flat, full, self.last))
+
+    @torch.no_grad()
+    def _fill_up(self, flat: Flat, full: Tensor | None) -> Tensor:
+        """Zeros where no gradient came."""
+        filled = self._filled.pop(id(flat), set())
+        if full is None:
+            return torch.zeros(flat.padded, dtype=flat.gradient_dtype, device=flat.device)
+        for entry in flat.entries:
+            if entry.name not in filled:
+                full[entry.offset : entry.end].zero_()
+        full[flat.numel :].zero_()
+        return full
+
+    @torch.no_grad()
+    def _reduce_job(self, flat: Flat, full: Tensor | None, last: bool) -> Chain:
+        if full is not None:
+            target = torch.empty_like(flat.gradients) if flat.dirty else flat.gradients
+            first, flat.dirty = not flat.dirty, True
+            yield self.exchange.reduce(target, full, SCOPES[(flat.strategy.gradients, "N")])
+            if not first:
+                flat.gradients.add_(target)
+        if last:
+            yield from self._sync_job(flat)
+
+    @torch.no_grad()
+    def _sync_job(self, flat: Flat) -> Chain:
+        """From the gradients letter to the states letter, summed over all ranks."""
+        have, want = flat.strategy.gradients, flat.strategy.states
+        if not flat.dirty:
+            flat.gradients.zero_()
+        summed = flat.gradients
+        if have != want:
+            parts = flat.layout.parts(want)
+            summed = torch.empty(flat.padded // parts, dtype=flat.gradient_dtype, device=flat.device)
+            yield self.exchange.reduce(summed, flat.gradients, SCOPES[(want, have)])
+        if want == "I":
+            yield self.exchange.sum(summed, "peers")
+        elif want == "N":
+            yield self.exchange.sum(summed, "world")
+        self._summed[id(flat)] = summed
+
+    def finish_gradients(self) -> None:
+        """Return once all gradients are summed over all ranks.
+
+        Raises:
+            PeerLostError: a peer is gone; nothing was applied.
+        """
+        self._jobs.drain(0)
+        for unit in reversed(self.units):
+            for flat in reversed(unit.trainable):
+                if id(flat) not in self._summed:
+                    self._jobs.start(self._sync_job(flat))
+        self._jobs.drain(0)
+
+    def summed(self, flat: Flat) -> Tensor:
+        """The gradient of this rank's shard by the states letter, after `finish_gradients`."""
+        return self._summed[id(flat)]
+
+    def clear_gradients(self) -> None:
+        """Start the next step from zero."""
+        self._jobs.drain(0)
+        self._summed.clear()
+        self._incoming.clear()
+        self._filled.clear()
+        self.used.clear()
+        for flat in self.flats:
+            flat.dirty = False
+            if flat.trainable and flat.strategy.gradients == "N":
+                flat.gradients.zero_()
+
+    # --- parameters ------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """After an update: masters into parameters, and on their way to whoever keeps a coarser shard."""
+        scope = SCOPES.get((self.strategy.states, self.strategy.parameters))
+        for unit in self.units:
+            for flat in unit.trainable:
+                flat.publish()
+                if scope is not None:
+                    unit.syncing.append(self.exchange.gather(flat.parameters, flat.own_parameters(), scope))
+
+    def settle_parameters(self) -> None:
+        """Return once every shard of parameters is of the last update.
+
+        Raises:
+            PeerLostError: a peer is gone; parameters may be of two steps.
+        """
+        for unit in self.units:
+            self._settle(unit)
+
+    @contextmanager
+    def whole(self) -> Iterator[None]:
+        """All parameters gathered, for whoever wants to look at the model; all ranks enter together."""
+        for unit in self.units:
+            self._issue(unit)
+        for unit in self.units:
+            self._arrive(unit)
+        try:
+            yield
+        finally:
+            for unit in self.units:
+                self._free(unit)
+
+    def _settle(self, unit: Unit) -> None:
+        for pending in unit.syncing:
+            pending.wait()
+        unit.syncing.clear()
+
+    def _issue(self, unit: Unit) -> None:
+        if self.strategy.parameters == "N" or unit.coming:
+            return
+        self._settle(unit)
+        scope = SCOPES[(self.strategy.parameters, "N")]
+        for flat in unit.flats:
+            if not flat.here:
+                flat.make_room()
+                unit.coming.append(self.exchange.gather(flat.full, flat.parameters, scope))
+
+    def _arrive(self, unit: Unit) -> None:
+        if not unit.here:
+            self._issue(unit)
+        self._settle(unit)
+        for pending in unit.coming:
+            pending.wait()
+        unit.coming.clear()
+
+    def _free(self, unit: Unit) -> None:
+        if not unit.coming:
+            for flat in unit.flats:
+                flat.free()
+
+    # --- hooks -----------------------------------------------------------------------------------
+
+    def _in_place(self, flat: Flat) -> bool:
+        """Whether autograd adds straight into the accumulated gradients."""
+        return flat.strategy.gradients == "N" and flat.gradient_dtype == flat.dtype
+
+    def attach_gradients(self) -> None:
+        """Where autograd may add in place, give it the place."""
+        for flat in self.flats:
+            if flat.trainable and self._in_place(flat):
+                for entry in flat.entries:
+                    view = flat.gradients[entry.offset : entry.end].view(entry.shape)
+                    entry.parameter.grad = view
+
+    def _hook(self) -> None:
+        for unit in self.units:
+            for flat in unit.trainable:
+                for entry in flat.entries:
+                    self._handles.append(self._hook_gradient(unit, flat, entry))
+            if unit.module is not None:
+                self._hook_unit(unit, unit.module)
+        self.attach_gradients()
+        self._handles.append(self.model.register_forward_pre_hook(self._root_before, with_kwargs=True))
+        self._handles.append(self.model.register_forward_hook(self._root_after))
+
+    def _hook_gradient(self, unit: Unit, flat: Flat, entry: Entry) -> RemovableHandle:
+        return entry.parameter.register_post_accumulate_grad_hook(lambda _: self._take(unit, flat, entry))
+
+    def _hook_unit(self, unit: Unit, module: nn.Module) -> None:
+        def before(_: nn.Module, args: Any, kwargs: Any) -> None:
+            self._use(unit, (args, kwargs))
+
+        def after(_: nn.Module, args: Any, outputs: Any) -> None:
+            self._leave(unit, outputs)
+
+        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(after))
+
+    def _root_before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        self.begin()
+
+    def _root_after(self, _: nn.Module, args: Any, outputs: Any) -> None:
+        if self._phase == "forward" and not torch.is_grad_enabled():
+            self.release()
+
+    def detach(self) -> None:
+        """Remove all hooks; the model must not be used any more."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
