@@ -66,6 +66,13 @@ GENERATE_OPTIONS = (
         ["--seed"], type=int, default=0, show_default=True, help="The same seed gives the same text."
     ),
 )
+PICTURE = click.Option(
+    ["--picture"],
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Draw time over memory of every way: FILE.html or FILE.png.",
+)
 VERIFY = click.Option(["--verify"], is_flag=True, help="Recompute every number on the page from the record.")
 OUTPUT = click.Option(
     ["--output"],
@@ -78,6 +85,43 @@ SIM_OPTIONS = (
         ["--seeds"], type=click.IntRange(min=1), default=1000, show_default=True, help="How many worlds."
     ),
     click.Option(["--seed"], type=int, default=None, help="Replay this one world instead."),
+)
+PROBE_OPTIONS = (
+    click.Option(
+        ["--workers"],
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="How many workers; 0: one for each GPU of this machine, or else for each core.",
+    ),
+    click.Option(
+        ["--transport"],
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Processes of this machine, or a Ray cluster.",
+    ),
+    click.Option(
+        ["--seconds"],
+        type=click.FloatRange(min=1.0),
+        default=30.0,
+        show_default=True,
+        help="About how long to measure at the most; a few workers take less.",
+    ),
+    click.Option(
+        ["--output"],
+        type=click.Path(path_type=Path),
+        default=Path("cluster.toml"),
+        show_default=True,
+        help="Where to write the cluster file.",
+    ),
+    click.Option(
+        ["--page"],
+        type=click.Path(path_type=Path),
+        default=Path("cluster.html"),
+        show_default=True,
+        help="Where to write the page with the heat maps.",
+    ),
 )
 
 
@@ -127,7 +171,13 @@ COMMANDS = (
         "plan",
         "Show what a recipe would do here, with the alternatives, without starting it.",
         "shoestring.commands.plan:plan",
-        (RECIPE, SETS, TOML_FILES, AS_JSON),
+        (RECIPE, SETS, TOML_FILES, PICTURE, AS_JSON),
+    ),
+    Command(
+        "probe",
+        "Measure what the machines here can compute and how fast their links are.",
+        "shoestring.commands.probe:probe",
+        (*PROBE_OPTIONS, AS_JSON),
     ),
     Command(
         "sim",

@@ -1,4 +1,4 @@
-"""Islands of fast links, found from measured rates alone (source: ours; average linkage: Sokal and Michener, 1958)."""
+"""Islands of fast links, found from rates alone (source: ours; average linkage: Sokal and Michener, 1958)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 Pair = tuple[int, int]
-MIN_RATIO = 1.7
-MIN_SPREADS = 4.0
+MIN_RATIO = 2.0
+MIN_SPREADS = 3.0
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,10 @@ def find_groups(size: int, rates: Mapping[Pair, float]) -> Grouping:
     """Cut the workers where that explains most of the differences between rates.
 
     Clusters are joined two by two, the pair with the highest mean log rate first. Each state on the way is a
-    candidate; the one taken explains the largest part of the variance of the log rates by whether a pair is inside a
-    cluster or not (Otsu's criterion), among those whose mean rates inside and between differ by at least `MIN_RATIO`
-    times and by `MIN_SPREADS` standard deviations of the rates around them (the best of many equal links is no
-    island); without any there is one group.
+    candidate; the one taken explains the largest part of the variance of the log rates by whether a pair is
+    inside a cluster or not (Otsu's criterion), among those whose mean rates inside and between differ by at
+    least `MIN_RATIO` times and by `MIN_SPREADS` standard deviations of the rates around them (the best of
+    many equal links is no island); without any there is one group.
 
     Args:
         size: workers, ranks [0, size).
@@ -70,7 +70,7 @@ def find_groups(size: int, rates: Mapping[Pair, float]) -> Grouping:
 
 @dataclass(frozen=True)
 class _Cut:
-    """After how many joins, mean rate inside over mean rate between, share of the variance that it explains."""
+    """After how many joins, mean rate inside over that between, share of the variance that it explains."""
 
     joins: int
     ratio: float

@@ -298,9 +298,16 @@ def _crowding(cluster: Cluster, ranks: int) -> float:
 def _unit(job: JobCost, strategy: Strategy, wires: Wires, size: float) -> _Unit:
     trainable = size * job.trainable / job.parameters
 
+    layout = wires.layout
+
+    def channel(scope: Scope) -> Scope:
+        # One group, or groups of one: the other level has all the wires.
+        alone = layout.count == 1 if scope == "group" else layout.group_size == 1
+        return "world" if alone else scope
+
     def chain(moves: Sequence[tuple[Kind, Scope, str]], size_bytes: float) -> Chain:
         made = [
-            (scope, wires.collective(kind, scope, size_bytes / wires.layout.parts(letter)))
+            (channel(scope), wires.collective(kind, scope, size_bytes / layout.parts(letter)))
             for kind, scope, letter in moves
         ]
         return tuple((scope, move) for scope, move in made if move is not NOTHING)
@@ -321,10 +328,7 @@ def _timed(unit: _Unit, own_s: float, model: OverlapModel, crowd: float) -> Unit
     busy = model.busy_s_per_byte * crowd
 
     def moves(chain: Chain) -> tuple[Move, ...]:
-        return tuple(
-            Move(scope, _seconds(move, model), move.worker_bytes * busy)
-            for scope, move in chain
-        )
+        return tuple(Move(scope, _seconds(move, model), move.worker_bytes * busy) for scope, move in chain)
 
     return UnitMoves(
         own_s,

@@ -1,13 +1,14 @@
 """Which pairs of workers are measured together, and what a slow one is to be blamed for (source: ours).
 
 With n(n-1)/2 pairs and n/2 of them at a time, n - 1 rounds measure all. In O(log n) rounds most pairs stay
-unmeasured; that being in one island is transitive fills them in. Sorting n workers into g islands takes O(g log n)
-such rounds at the most (Devanny, Goodrich and Jetviroj, "Parallel Equivalence Class Sorting", 2016), so what is
-promised is O(log n) for few islands, not for many small ones. See docs/design/probe.md.
+unmeasured; that being in one island is transitive fills them in. Sorting n workers into g islands takes O(g
+log n) such rounds at the most (Devanny, Goodrich and Jetviroj, "Parallel Equivalence Class Sorting", 2016),
+so what is promised is O(log n) for few islands, not for many small ones. See docs/design/probe.md.
 """
 
 from __future__ import annotations
 
+import random
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from shoestring.cluster.clustering import Grouping, Pair, find_groups, pair_of
 
 ALL_PAIRS_UP_TO = 16
 COMPARISONS = 2
+RANDOM_ROUNDS = 3
 SLOW_SHARE = 0.6
 MAX_CHECKS = 8
 SHARED_BELOW = 1.5
@@ -54,20 +56,41 @@ def cube_rounds(size: int) -> tuple[Pairs, ...]:
 def next_round(size: int, done: int, rates: Mapping[Pair, float]) -> Round:
     """What to measure after `done` rounds gave `rates` (bytes/s by pair).
 
-    Few workers: all pairs. Many: first the cube, whose short hops meet neighbours, which islands mostly are made
-    of; then whatever the islands found so far leave open: each two of them are compared `COMPARISONS` times.
+    Few workers: all pairs. Many: first the cube, whose short hops meet neighbours, of which islands mostly
+    are made; then `RANDOM_ROUNDS` of pairs drawn by lot (a fixed one), lest islands lie where the cube never
+    looks; then what the islands found so far leave open: each two of them are compared `COMPARISONS` times.
     """
-    fixed = all_pairs(size) if size <= ALL_PAIRS_UP_TO else cube_rounds(size)
-    if done < len(fixed):
-        design = "all pairs" if size <= ALL_PAIRS_UP_TO else "cube"
-        return Round(fixed[done], f"{design}: round {done + 1} of {len(fixed)}")
     if size <= ALL_PAIRS_UP_TO:
+        rounds = all_pairs(size)
+        if done < len(rounds):
+            return Round(rounds[done], f"all pairs: round {done + 1} of {len(rounds)}")
         return Round((), "every pair was measured")
+    cube = cube_rounds(size)
+    if done < len(cube):
+        return Round(cube[done], f"neighbours at distance {2**done}: round {done + 1} of {len(cube)}")
+    if done < len(cube) + RANDOM_ROUNDS:
+        return Round(
+            _drawn_pairs(size, done, rates), f"by lot: round {done + 1 - len(cube)} of {RANDOM_ROUNDS}"
+        )
     found = find_groups(size, rates)
     pairs = _open_pairs(found, rates)
     if not pairs:
         return Round((), f"each two of {len(found.groups)} groups were compared")
     return Round(pairs, f"{len(pairs)} pairs that tell {len(found.groups)} groups apart")
+
+
+def _drawn_pairs(size: int, seed: int, rates: Mapping[Pair, float]) -> Pairs:
+    ranks = list(range(size))
+    random.Random(seed).shuffle(ranks)
+    free, chosen = set(ranks), []
+    for i in ranks:
+        if i in free:
+            free.remove(i)
+            partner = next((j for j in ranks if j in free and pair_of(i, j) not in rates), None)
+            if partner is not None:
+                free.remove(partner)
+                chosen.append(pair_of(i, partner))
+    return tuple(sorted(chosen))
 
 
 def _open_pairs(found: Grouping, rates: Mapping[Pair, float]) -> Pairs:
@@ -119,27 +142,27 @@ def _meet(
 
 @dataclass(frozen=True)
 class Check:
-    """Measure `suspect` again, with `partner`, and beside it a healthy pair (None: there is none to compare with)."""
+    """Measure `suspect` again, with `partner`, and for comparison a healthy pair."""
 
     suspect: int
     partner: int
-    healthy: Pair | None
+    healthy: Pair
     reason: str
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Who is slow: the `suspect` itself, some `other` (its partner of before, or their link), or it stays open."""
+    """Who is slow: the `suspect` itself, or some `other`: its partner of before, their link, the moment."""
 
-    blame: Literal["suspect", "other", "open"]
+    blame: Literal["suspect", "other"]
     reason: str
 
 
 def link_checks(nodes: Sequence[str], rates: Mapping[Pair, float]) -> tuple[Check, ...]:
     """Ranks whose best link is slow, inside their node or out of it, each to be paired with the fastest rank.
 
-    Slow is below `SLOW_SHARE` of the median rank's best of the same kind: who has but slow links out of its node
-    because all have is not suspect. At most `MAX_CHECKS` of a kind, slowest first.
+    Slow is below `SLOW_SHARE` of the median rank's best of the same kind: who has but slow links out of its
+    node because all have is not suspect. At most `MAX_CHECKS` of a kind, slowest first.
     """
     return _link_checks("inside its node", nodes, rates, True) + _link_checks(
         "to other nodes", nodes, rates, False
@@ -158,18 +181,19 @@ def _link_checks(
         return ()
     middle = statistics.median(best.values())
     slow = {rank for rank, rate in best.items() if rate < SLOW_SHARE * middle}
+    # The fastest pair of all is among these: neither of its ranks can be slow.
     healthy = sorted((pair for pair in kind if not set(pair) & slow), key=lambda pair: kind[pair])
     made = []
     for rank in sorted(slow, key=lambda rank: best[rank])[:MAX_CHECKS]:
         others = [o for o in best if o != rank and (nodes[o] == nodes[rank]) == inside]
         partner = max(others, key=lambda other: best[other])
         why = f"its best link {where} has {best[rank] / middle:.0%} of the median's"
-        made.append(Check(rank, partner, healthy[len(healthy) // 2] if healthy else None, why))
+        made.append(Check(rank, partner, healthy[len(healthy) // 2], why))
     return tuple(made)
 
 
 def compute_checks(rates: Mapping[int, float]) -> tuple[Check, ...]:
-    """Ranks of one kind of device that compute (FLOP/s by rank, all at once) below `SLOW_SHARE` of their median.
+    """Ranks of one kind of device that compute (FLOP/s, all at once) below `SLOW_SHARE` of their median.
 
     Each is to compute again at the same time as the fastest of them, and with nobody else.
     """
@@ -189,20 +213,15 @@ def compute_checks(rates: Mapping[int, float]) -> tuple[Check, ...]:
 def judge(check: Check, again: float, healthy: float) -> Verdict:
     """What the second measurement says: of the suspect (`again`) and of the healthy, in one unit.
 
-    Still slow beside the fastest: the rank is slow, or for a node with one link, that link. As fast as the healthy:
-    its earlier partners or the links to them were slow, or it has passed.
+    Still slow beside the fastest: the rank is slow, or for a node with one link, that link. As fast as the
+    healthy: its earlier partners or the links to them were slow, or it has passed.
     """
-    if check.healthy is None or healthy <= 0:
-        return Verdict(
-            "open", f"{check.reason}; no healthy pair stands like it, so node and link look the same"
-        )
-    share = again / healthy
-    said = f"with the fastest, it reached {share:.0%} of what is usual"
+    share = again / max(healthy, 1e-9)
+    again_said = f"again, with the fastest, it reached {share:.0%} of what is usual"
     if share < SLOW_SHARE:
-        return Verdict("suspect", f"{check.reason}; again, {said}")
-    return Verdict(
-        "other", f"{check.reason}, but again, {said}: its partner, the link or the moment was slow"
-    )
+        return Verdict("suspect", f"{check.reason}; {again_said}")
+    excuse = "its partner, the link or the moment was slow"
+    return Verdict("other", f"{check.reason}, but {again_said}: {excuse}")
 
 
 # --- shared cards ----------------------------------------------------------------------------------
@@ -210,7 +229,7 @@ def judge(check: Check, again: float, healthy: float) -> Verdict:
 
 @dataclass(frozen=True)
 class CardTest:
-    """Two pairs out of one node, to be measured alone and together (None: it cannot be asked), and why these."""
+    """Two pairs out of one node, to be measured alone and together (None: there are none), and why these."""
 
     pairs: tuple[Pair, Pair] | None
     reason: str
@@ -239,7 +258,8 @@ def card_test(nodes: Sequence[str]) -> CardTest:
 def shares_card(alone: Sequence[float], together: Sequence[float]) -> tuple[bool, str]:
     """Whether two pairs share a card: together they reach no more than one of them alone (bytes/s each).
 
-    The sum over the mean alone is 1 for one shared card and 2 for cards of their own; `SHARED_BELOW` lies between.
+    The sum over the mean alone is 1 for one shared card and 2 for cards of their own; `SHARED_BELOW` lies
+    between.
     """
     ratio = sum(together) / statistics.fmean(alone)
     shared = ratio < SHARED_BELOW

@@ -287,7 +287,6 @@ def _weigh_strategy(
 ) -> StrategyRow:
     memory = held(job, strategy, wires)
     cost = step_cost(job, strategy, wires, cluster, model)
-    left = leftover(strategy, wires.layout, *[range(1, wires.layout.size)] * 2)
     per_hour = sum(node.price_per_hour for node in cluster.nodes)
     return StrategyRow(
         name=strategy.name,
@@ -307,12 +306,24 @@ def _weigh_strategy(
         local_bytes=cost.local_bytes,
         rings=cost.rings,
         price=per_hour * cost.step_s / 3600,
-        survives="whole" if left.complete else "masters" if left.usable else "lost",
+        survives=survival(strategy, wires.layout),
         same_as=_same_as(strategy, wires.layout),
         dominated=strategy.dominated,
         built=strategy.name in BUILT,
         fits=memory.memory_bytes <= limit_bytes,
     )
+
+
+def survival(strategy: Strategy, layout: Layout) -> Source:
+    """What the other ranks still hold after one is lost, whichever it is.
+
+    It depends on whether there is another rank in the group and another group, not on how many: so two stand
+        for all.
+    """
+    group_size = min(2, layout.group_size)
+    small = equal_groups(min(2, layout.count) * group_size, group_size)
+    left = leftover(strategy, small, range(1, small.size), range(1, small.size))
+    return "whole" if left.complete else "masters" if left.usable else "lost"
 
 
 def _same_as(strategy: Strategy, layout: Layout) -> str:

@@ -1,8 +1,8 @@
 """The letters of sharded training, who holds which shard, and what a lost rank leaves behind.
 
-A strategy is three letters for (parameters, gradients, optimizer states): N kept whole on each rank, I sharded
-inside the fast group, G sharded over all ranks (source: PaRO, arXiv 2310.06003). The nesting of shards and the
-algebra of recovery are ours.
+A strategy is three letters for (parameters, gradients, optimizer states): N kept whole on each rank, I
+sharded inside the fast group, G sharded over all ranks (source: PaRO, arXiv 2310.06003). The nesting of
+shards and the algebra of recovery are ours.
 """
 
 from __future__ import annotations
@@ -128,7 +128,8 @@ class Layout:
     def shard(self, letter: str, rank: int) -> tuple[int, int]:
         """(index, d): which of the d equal shards this rank holds.
 
-        Shards nest: shard b of m is cut into g, so that rank (a, b) holds number b g + a of n. Going from I to G is
+        Shards nest: shard b of m is cut into g, so that rank (a, b) holds number b g + a of n. Going from I
+            to G is
         then an exchange between peers alone.
         """
         group, local = self.locate(rank)
@@ -148,9 +149,7 @@ def equal_groups(ranks: int, group_size: int) -> Layout:
             f"groups of {group_size} do not divide {ranks} ranks",
             f"take a group size of {', '.join(map(str, divisors))}",
         )
-    return Layout(
-        tuple(tuple(range(first, first + group_size)) for first in range(0, ranks, group_size))
-    )
+    return Layout(tuple(tuple(range(first, first + group_size)) for first in range(0, ranks, group_size)))
 
 
 def layout_of(labels: Sequence[str]) -> Layout | None:
@@ -161,6 +160,23 @@ def layout_of(labels: Sequence[str]) -> Layout | None:
     if len({len(group) for group in members.values()}) != 1:
         return None
     return Layout(tuple(tuple(group) for group in members.values()))
+
+
+def fitted(strategy: Strategy, labels: Sequence[str]) -> tuple[Strategy, Layout]:
+    """Strategy and layout for the ranks that are there: by groups of one size, or over all ranks where there
+    are none.
+
+    Groups of unequal size (a rank is lost, and not back yet) cannot share out a group's shards equally. What
+    was sharded inside the group is sharded over all ranks then: slower, but it fits wherever the rest did.
+
+    Args:
+        labels: each rank's group.
+    """
+    layout = layout_of(labels)
+    if layout is not None:
+        return strategy, layout
+    letters = strategy.name.replace("I", "G")
+    return parse_strategy(letters), Layout((tuple(range(len(labels))),))
 
 
 @dataclass(frozen=True)
@@ -186,7 +202,8 @@ def leftover(strategy: Strategy, layout: Layout, alive: Sequence[int], synced: S
 
     Args:
         alive: ranks whose states are of the wanted step.
-        synced: those of them whose parameters are of that step too (an exchange after an update may have broken).
+        synced: those of them whose parameters are of that step too (an exchange after an update may have
+            broken).
     """
     cells = layout.size
     states = _cells(strategy.states, layout, alive)

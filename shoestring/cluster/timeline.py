@@ -69,7 +69,7 @@ class _Line:
 
     def issue(self, moves: Sequence[Move], after_s: float = 0.0) -> float:
         """Issue a chain now; when it has arrived."""
-        arrives = max(self.now, after_s)
+        arrives = self.now if after_s < self.now else after_s
         for move in moves:
             begins = max(arrives, self.free[move.scope]) if move.scope in self.free else arrives
             arrives = self.free[move.scope] = begins + move.time_s

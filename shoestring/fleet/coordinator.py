@@ -159,7 +159,7 @@ class Coordinator:
             self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
         if self._outcome:
             return m.Stop(self._outcome)
-        self._members.join(now, request.worker, request.step, request.last_round)
+        self._members.join(now, request.worker, request.step, request.last_round, request.held)
         if self._round is not None:
             self._stepper.close(self._round, f"{request.worker} has arrived")
         self._form_round(now)
@@ -209,6 +209,10 @@ class Coordinator:
         round_.note_applied(request.worker, request.step, None)
         self._confirm(now, round_)
         return self._stepper.saved(now, round_, request, self._kept)
+
+    def _recovered(self, now: float, request: m.Recovered) -> m.Reply:
+        self._log.append("recovery", step=self._kept.confirmed, **msgspec.structs.asdict(request))
+        return m.Ack()
 
     def _bad_checkpoint(self, now: float, request: m.BadCheckpoint) -> m.Reply:
         round_, _ = self._round_of(request.worker, request.incarnation, request.round_id)
@@ -318,12 +322,14 @@ class Coordinator:
             return
         step, checkpoint = formed.step, ""
         if formed.source_rank < 0:
-            step, checkpoint = self._roll_back()
+            step, checkpoint = self._roll_back(formed.reason)
             self._stepper.restored(now, step)
+        elif formed.without_moments:
+            checkpoint = self._keeper.newest().path
         self._ledger.release_tags(now, step)
         self._kept.round_id += 1
         self._round = RoundState(
-            self._kept.round_id, formed.members, step, formed.source_rank, checkpoint, now
+            self._kept.round_id, formed.members, step, formed.source_rank, checkpoint, now, formed.held
         )
         self._controller.regroup(formed.members)
         since = now - self._broken_at_s if self._broken_at_s is not None else 0.0
@@ -333,14 +339,12 @@ class Coordinator:
             members=list(formed.members),
             step=step,
             reform_s=round(since, 4),
-            state_from=formed.members[formed.source_rank]
-            if formed.source_rank >= 0
-            else (checkpoint or "seed"),
+            state_from=formed.state_from(checkpoint),
             reason=self._break_reason,
         )
         self._broken_at_s = None
 
-    def _roll_back(self) -> tuple[int, str]:
+    def _roll_back(self, why: str) -> tuple[int, str]:
         """Model and ledger go back together; returns (step, checkpoint path)."""
         found = self._keeper.newest()
         for path, reason in found.damaged:
@@ -362,7 +366,7 @@ class Coordinator:
             "decision",
             action="restore",
             step=found.manifest.step,
-            reason=f"no worker holds state: {found.path}",
+            reason=f"{why or 'no worker holds state'}: {found.path}",
         )
         return found.manifest.step, found.path
 
@@ -471,6 +475,7 @@ class Coordinator:
             m.Next: self._next,
             m.Failed: self._failed,
             m.Saved: self._saved,
+            m.Recovered: self._recovered,
             m.BadCheckpoint: self._bad_checkpoint,
             m.Heartbeat: self._heartbeat,
             m.Crashed: self._crashed,

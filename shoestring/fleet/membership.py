@@ -13,6 +13,8 @@ from typing import Literal
 import msgspec
 
 from shoestring.fleet.config import MemberConfig
+from shoestring.fleet.holdings import newest_cut_state
+from shoestring.fleet.messages import Held
 from shoestring.fleet.restarts import Failure, decide, signature
 
 State = Literal["absent", "starting", "waiting", "active", "given_up"]
@@ -36,18 +38,35 @@ class Member:
     failures: list[Failure] = field(default_factory=list)
     failed_step: int = 0
     doomed: str = ""
+    held: Held | None = None
 
 
 @dataclass(frozen=True)
 class Formed:
     """A round that can start: members by rank, the newest step among them and who holds it.
 
-    `source_rank` is -1 when no member holds state that may be used.
+    `source_rank` is -1 when no member holds state that may be used. `held`: where state is cut, the shards
+    that each member brings (by rank, None: none). `without_moments`: some optimizer moments have to come
+    from elsewhere. `reason`: where the state comes from, in words; empty where one member holds all of it,
+    or nobody does.
     """
 
     members: tuple[str, ...]
     step: int
     source_rank: int
+    held: tuple[Held | None, ...] = ()
+    without_moments: bool = False
+    reason: str = ""
+
+    def state_from(self, checkpoint: str) -> str:
+        """Where the state comes from, in words, for the record."""
+        if self.source_rank < 0:
+            return checkpoint or "seed"
+        if not self.held:
+            return self.members[self.source_rank]
+        if not self.without_moments:
+            return self.reason
+        return f"{self.reason}; these from {checkpoint or 'nowhere: they start at zero'}"
 
 
 class Membership:
@@ -101,6 +120,7 @@ class Membership:
                 member.incarnation += 1
                 member.state, member.since_s, member.heard_s = "starting", now, now
                 member.step, member.last_round, member.doomed, member.phase = -1, -1, "", ""
+                member.held = None
                 started.append(member.name)
         return tuple(started)
 
@@ -114,9 +134,10 @@ class Membership:
         for member in self._members.values():
             member.heard_s += stalled_s
 
-    def join(self, now: float, name: str, step: int, last_round: int) -> None:
-        """A worker waits for a round with state of `step` (-1: none)."""
+    def join(self, now: float, name: str, step: int, last_round: int, held: Held | None = None) -> None:
+        """A worker waits for a round with state of `step` (-1: none), or with some shards of it."""
         member = self._members[name]
+        member.held = held
         if member.state != "waiting":
             member.since_s = now
         member.state, member.step, member.last_round, member.heard_s = "waiting", step, last_round, now
@@ -189,14 +210,27 @@ class Membership:
             return None
         usable = [name for name in waiting if self._members[name].step >= max(0, confirmed_step)]
         first_s = min(self._members[name].since_s for name in waiting)
-        if not usable and self._awaited(now) and now - first_s < self._config.join_grace_s:
+        cut = any(self._members[name].held is not None for name in usable)
+        # Cutting the state anew takes long; a worker that is back soon is worth waiting for.
+        wait = cut or not usable
+        if wait and self._awaited(now) and now - first_s < self._config.join_grace_s:
             return None
-        step = max((self._members[name].step for name in usable), default=-1)
         for name in waiting:
             self._members[name].state = "active"
             self._members[name].since_s = now
+        if cut:
+            return self._from_shards(waiting, max(0, confirmed_step))
+        step = max((self._members[name].step for name in usable), default=-1)
         source = next((r for r, n in enumerate(waiting) if step >= 0 and self._members[n].step == step), -1)
         return Formed(waiting, step, source)
+
+    def _from_shards(self, waiting: tuple[str, ...], confirmed_step: int) -> Formed:
+        members = [self._members[name] for name in waiting]
+        found = newest_cut_state([(member.step, member.held) for member in members], confirmed_step)
+        if not found.usable:
+            return Formed(waiting, -1, -1, reason=found.reason)
+        held = tuple(member.held if rank in found.sources else None for rank, member in enumerate(members))
+        return Formed(waiting, found.step, min(found.sources), held, not found.complete, found.reason)
 
     def _awaited(self, now: float) -> bool:
         """Whether more workers will come soon enough to wait for them."""

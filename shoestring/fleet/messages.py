@@ -18,12 +18,30 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 # --- worker -> coordinator -------------------------------------------------------------
 
 
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """The shards that a worker holds, where it does not hold all (see `cluster.strategies`).
+
+    `strategy`: its three letters; `groups`: the layout that the shards were cut by; `rank`: the worker's in
+        it;
+    `round_id`: the round of that layout; `ready`: the step that this worker can apply by itself (-1: none),
+        because
+    all had agreed to; `synced`: the step that its parameters are of (-1: of none).
+    """
+
+    strategy: str
+    groups: tuple[tuple[int, ...], ...]
+    rank: int
+    round_id: int
+    ready: int = -1
+    synced: int = -1
+
+
 class Join(Message, frozen=True):
     """A worker asks for a round.
 
     `step`: applied steps of the state it holds, -1 if none; `last_round`: the newest round it was
     given (-1: none), so that a repeated request and a broken round can be told apart; `problem`:
-    why it left that round.
+    why it left that round; `held`: its shards, None where it holds all of the state.
     """
 
     worker: str
@@ -31,6 +49,7 @@ class Join(Message, frozen=True):
     step: int
     last_round: int = -1
     problem: str = ""
+    held: Held | None = None
 
 
 class StepReport(Message, frozen=True):
@@ -81,6 +100,20 @@ class Saved(Message, frozen=True):
     step: int
     files: dict[str, tuple[int, str]] = {}
     error: str = ""
+
+
+class Recovered(Message, frozen=True):
+    """A worker has got its shards for this round: in how long, and how many bytes of them it had itself, got
+    from peers, made from (rounded) parameters, or read from disk."""
+
+    worker: str
+    incarnation: int
+    round_id: int
+    took_s: float
+    own_bytes: int
+    peer_bytes: int
+    rounded_bytes: int
+    disk_bytes: int
 
 
 class BadCheckpoint(Message, frozen=True):
@@ -186,7 +219,9 @@ class Round(Message, frozen=True):
     """A formed round.
 
     `step`: applied steps of the state that this round starts from. `source_rank`: who holds it
-    (-1: nobody; restore `checkpoint`, or initialise from the seed where that is empty).
+    (-1: nobody; restore `checkpoint`, or initialise from the seed where that is empty). Where state is cut,
+    `held` has each member's shards by rank, None for who brings none, `source_rank` is the first who brings
+    some, and optimizer moments that nobody has come from `checkpoint` (zeros where that is empty).
     """
 
     round_id: int
@@ -195,12 +230,14 @@ class Round(Message, frozen=True):
     step: int
     source_rank: int
     checkpoint: str = ""
+    held: tuple[Held | None, ...] = ()
 
 
 class Order(Message, frozen=True):
     """One step of one worker.
 
-    `ranges`: half-open ranges of positions; `batch`: positions of the whole global batch;
+    `ranges`: half-open ranges of positions; `batch`: positions of the whole global batch; `largest`: of
+    the largest part that a member has, so that all can make the same number of micro-steps;
     `progress`: share of the run that is over, in [0, 1]; `actions`: what the agent applies
     before the step.
     """
@@ -210,6 +247,7 @@ class Order(Message, frozen=True):
     batch: int
     progress: float
     actions: tuple[dict[str, Any], ...] = ()
+    largest: int = 0
 
 
 class Save(Message, frozen=True):
@@ -308,6 +346,7 @@ Request = (
     | Next
     | Failed
     | Saved
+    | Recovered
     | BadCheckpoint
     | Heartbeat
     | Crashed

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from shoestring.fleet.messages import Order, Round, Saved, StepReport
+from shoestring.fleet.messages import Held, Order, Round, Saved, StepReport
 
 
 @dataclass
@@ -42,6 +42,7 @@ class RoundState:
     source_rank: int
     checkpoint: str
     began_s: float
+    held: tuple[Held | None, ...] = ()
     applied: dict[str, int] = field(default_factory=dict)
     plans: dict[int, StepPlan] = field(default_factory=dict)
     reports: dict[int, dict[str, StepReport]] = field(default_factory=dict)
@@ -60,6 +61,7 @@ class RoundState:
             self.step,
             self.source_rank,
             self.checkpoint,
+            self.held,
         )
 
     def is_echo(self, name: str, step: int) -> bool:

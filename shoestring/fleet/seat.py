@@ -80,10 +80,11 @@ class Seat:
         finally:
             self._pulse.enter("idle", self._clock.now())
 
-    def join(self, step: int, problem: str = "") -> m.Round | m.Stop:
-        """Wait for a round; `step` is that of the state held (-1: none)."""
+    def join(self, step: int, problem: str = "", held: m.Held | None = None) -> m.Round | m.Stop:
+        """Wait for a round; `step` is that of the state held (-1: none), `held` which shards of it (None:
+        all)."""
         self._pulse.step = step
-        reply = self._poll(m.Join(self.name, self.incarnation, step, self._last_round, problem))
+        reply = self._poll(m.Join(self.name, self.incarnation, step, self._last_round, problem, held))
         if isinstance(reply, m.Round):
             self._last_round = reply.round_id
             return reply
@@ -115,6 +116,15 @@ class Seat:
         """
         reply = self._poll(m.Saved(self.name, self.incarnation, round_id, step, files, error))
         return _expect(reply, m.Committed).ok
+
+    def recovered(
+        self, round_id: int, took_s: float, own_bytes: int, peer_bytes: int, rounded_bytes: int, disk_bytes: int
+    ) -> None:
+        """Say where this worker's shards came from, for the record."""
+        told = m.Recovered(
+            self.name, self.incarnation, round_id, took_s, own_bytes, peer_bytes, rounded_bytes, disk_bytes
+        )
+        _expect(self._poll(told), m.Ack)
 
     def bad_checkpoint(self, round_id: int, path: str, error: str) -> None:
         """Report a checkpoint that cannot be restored."""

@@ -180,7 +180,8 @@ class Stepper:
         orders = {}
         for worker in round_.members:
             lease = self._ledger.lease(now, worker, parts[worker], tag=step) if parts[worker] else None
-            orders[worker] = m.Order(step, tuple(lease.ranges) if lease else (), batch, share)
+            ranges = tuple(lease.ranges) if lease else ()
+            orders[worker] = m.Order(step, ranges, batch, share, largest=max(parts.values()))
         round_.plans[step] = StepPlan(step, orders, parts, now)
         return round_.plans[step]
 

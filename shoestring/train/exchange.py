@@ -1,4 +1,4 @@
-"""The sums of one step: gathered over micro-batches, exchanged once over workers (source: ours)."""
+"""The sums of one step beside the gradient: gathered over micro-batches, exchanged once (source: ours)."""
 
 from __future__ import annotations
 
@@ -6,29 +6,24 @@ import torch
 from torch import Tensor
 
 from shoestring.parallel.group import Group
-from shoestring.train.state import TrainState
+from shoestring.parallel.paro import ShardedOptimizer
 from shoestring.train.task import LossOut, Task
 
 
 class Sums:
-    """Gradient, loss, weight, metrics, counts and stats of one step, as sums over samples.
+    """Loss, weight, metrics, counts and stats of one step, as sums over samples.
 
-    Exchanged in two collectives: the gradient, and all else in one small float64 vector, so that
-    counts stay exact. Layout of that vector: loss, weight, metrics, counts, stats.
+    Exchanged in one small float64 vector, so that counts stay exact, together with what the optimizer has to
+    know of all ranks' gradients. Layout: loss, weight, metrics, counts, stats; then the optimizer's facts.
     """
 
-    def __init__(self, task: Task, state: TrainState) -> None:
+    def __init__(self, task: Task, model: torch.nn.Module, device: torch.device) -> None:
         self._task = task
-        self._state = state
-        self._stats = task.stats(state.model)
+        self._stats = task.stats(model)
         self._names = ["loss", "weight", *task.metrics, *task.counts]
-        device = state.gradient.device
-        self._vector = torch.zeros(
-            len(self._names) + sum(tensor.numel() for tensor in self._stats.values()),
-            dtype=torch.float64,
-            device=device,
-        )
-        state.gradient.zero_()
+        self._size = len(self._names) + sum(tensor.numel() for tensor in self._stats.values())
+        self._vector = torch.zeros(self._size, dtype=torch.float64, device=device)
+        self._facts = self._vector.new_zeros(0)
 
     def add(self, out: LossOut) -> None:
         """Take in one micro-batch, whose gradient autograd has added already."""
@@ -42,30 +37,27 @@ class Sums:
         ]
         self._vector += torch.cat(scalars + parts)
 
-    def exchange(self, group: Group, dtype: str) -> None:
-        """Sum over the members of the round; on return all hold the same numbers.
+    def exchange(self, group: Group, optimizer: ShardedOptimizer) -> None:
+        """Sum gradients and all else over the members of the round; on return all know the same.
 
         Raises:
             PeerLostError: a member is gone; nothing was applied.
         """
-        if group.size == 1:
-            return
-        if dtype == "bf16":
-            small = self._state.gradient.to(torch.bfloat16)
-            self._state.gradient.copy_(group.sum_(small))
-        else:
-            group.sum_(self._state.gradient)
-        group.sum_(self._vector)
+        optimizer.reduce()
+        both = group.sum_(torch.cat([self._vector, optimizer.facts()]))
+        self._vector, self._facts = both[: self._size], both[self._size :]
 
-    def apply_weight(self, clip_norm: float) -> float:
-        """Divide the gradient by the weight and clip it; returns its norm before clipping."""
-        gradient = self._state.gradient
-        if self._task.reduction == "mean":
-            gradient.div_(max(self._scalar("weight"), torch.finfo(torch.float32).tiny))
-        norm = float(torch.linalg.vector_norm(gradient))
-        if clip_norm and norm > clip_norm:
-            gradient.mul_(clip_norm / norm)
-        return norm
+    def give(self, optimizer: ShardedOptimizer, clip_norm: float) -> float:
+        """Give the optimizer its gradient, divided by the weight and clipped; returns its norm before
+        clipping.
+
+        Raises:
+            GradientError: it is not finite; the parameters are named.
+        """
+        weight = self._scalar("weight") if self._task.reduction == "mean" else 1.0
+        optimizer.clip_norm = clip_norm
+        optimizer.take(self._facts, max(weight, torch.finfo(torch.float32).tiny))
+        return optimizer.norm
 
     def loss(self) -> float:
         """Mean loss of the global batch; 0 where no sample could be used."""

@@ -10,44 +10,21 @@ import numpy as np
 import torch
 
 from shoestring.base.clock import Clock
-from shoestring.base.config import Config
 from shoestring.base.errors import CheckpointError, SampleError, ShoestringError
+from shoestring.cluster.strategies import parse_strategy
 from shoestring.control.agent import Agent
 from shoestring.fleet import messages as m
 from shoestring.fleet.checkpoints import file_checksum
 from shoestring.fleet.seat import RoundOver, Seat
 from shoestring.parallel import tensorfiles
 from shoestring.parallel.group import Group, PeerLostError, form
+from shoestring.parallel.paro import GradientError
+from shoestring.train.align import Alignment
+from shoestring.train.config import TrainConfig
 from shoestring.train.exchange import Sums
-from shoestring.train.schedules import ScheduleConfig, factor
+from shoestring.train.schedules import factor
 from shoestring.train.state import TrainState
 from shoestring.train.task import LossOut, SampleIds, SharesWork, StepContext, Task
-
-
-class TrainConfig(Config):
-    """Settings of the loop.
-
-    Attributes:
-        seed: of initialisation, order of the data, and every random choice of a step.
-        micro_batch: samples that one forward and backward pass takes; more are accumulated.
-        clip_norm: bound on the global gradient norm; 0: none.
-        schedule: of the learning rate.
-        autocast: `bf16` runs the task's loss under autocast; `off` leaves precision to the model.
-        compile: run the task's loss through torch.compile; on a CPU that needs a C++ compiler.
-        exchange_dtype: what gradients are summed in over the network.
-        exchange_timeout_s: bound on one collective.
-        threads: compute threads of a worker; 0: the machine's cores divided by the workers.
-    """
-
-    seed: int = 0
-    micro_batch: int = 16
-    clip_norm: float = 1.0
-    schedule: ScheduleConfig = ScheduleConfig()
-    autocast: str = "off"
-    compile: bool = False
-    exchange_dtype: str = "fp32"
-    exchange_timeout_s: float = 600.0
-    threads: int = 0
 
 
 class TrainingError(ShoestringError):
@@ -86,25 +63,25 @@ class Trainer:
         self._lr_scale = 1.0
         self._agent = Agent({"adjust_lr": self._adjust_lr})
         self._loss = torch.compile(task.loss) if config.compile else task.loss
-        self._state = self._fresh_state()
+        strategy = parse_strategy(config.sharding.strategy)
+        self._alignment = Alignment(seat, task, config, strategy, device, clock)
 
     def run(self) -> str:
         """Train until the coordinator says stop; returns its reason."""
-        problem = ""
+        problem, alignment = "", self._alignment
         while True:
-            invitation = self._seat.join(self._state.step, problem)
+            invitation = self._seat.join(alignment.state.step, problem, alignment.state.held())
             if isinstance(invitation, m.Stop):
                 return invitation.reason
-            if self._state.step > invitation.step:
-                # The fleet goes on from an older state: this one must never be offered again.
-                self._state.step, self._touched = -1, True
             try:
                 with self._group(invitation) as group:
                     with self._seat.phase("align"):
-                        self._align(group, invitation)
+                        alignment.enter(group, invitation)
                     return self._work(group, invitation)
             except (PeerLostError, RoundOver) as lost:
                 problem = str(lost)
+            finally:
+                alignment.leave()
 
     def _work(self, group: Group, round_: m.Round) -> str:
         report = None
@@ -119,18 +96,31 @@ class Trainer:
             self._agent.apply(order.actions)
             report = self._step(group, round_, order)
 
+    @property
+    def _state(self) -> TrainState:
+        return self._alignment.state
+
     def _step(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
         began_s = self._clock.now()
         context = StepContext(order.step, order.progress, self._config.seed)
-        sums = Sums(self._task, self._state)
+        engine = self._state.sharded.engine
+        engine.clear_gradients()
+        sums = Sums(self._task, self._state.model, self._device)
         used = 0
         with self._seat.phase("compute"):
-            for ids, batch in self._batches(round_, order):
+            turns = self._turns(round_, order)
+            for turn, item in enumerate(turns):
+                # What is exchanged once a step may leave while the last backward pass runs.
+                engine.last = turn + 1 == self._turn_count(order)
+                if item is None:
+                    engine.idle()
+                    continue
+                ids, batch = item
                 sums.add(self._contribute(ids, batch, context))
                 used += len(ids)
         own_s = self._clock.now() - began_s
         with self._seat.phase("exchange"):
-            sums.exchange(group, self._config.exchange_dtype)
+            sums.exchange(group, self._state.sharded)
         exchanged_s = self._clock.now()
         with self._seat.phase("update"):
             shown = self._update(group, sums, order)
@@ -145,30 +135,52 @@ class Trainer:
         )
 
     def _contribute(self, ids: SampleIds, batch: Any, context: StepContext) -> LossOut:
+        self._state.sharded.engine.begin()  # the loss may use parameters without calling the model
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._config.autocast == "bf16"):
             out = self._loss(self._state.model, batch, ids, context)
         out.loss_sum.backward()
         return out
 
     def _update(self, group: Group, sums: Sums, order: m.Order) -> dict[str, float]:
-        norm = sums.apply_weight(self._config.clip_norm)
-        if not (np.isfinite(norm) and np.isfinite(sums.loss())):
+        state, optimizer = self._state, self._state.sharded
+        try:
+            norm = sums.give(optimizer, self._config.clip_norm)
+        except GradientError as error:
+            raise TrainingError(f"step {order.step}: loss {sums.loss()}; {error.what}", error.todo) from error
+        if not np.isfinite(sums.loss()):
             raise TrainingError(
                 f"step {order.step}: loss {sums.loss()}, gradient norm {norm}; nothing was applied",
                 "look at these samples, lower the learning rate, or set train.clip_norm",
             )
-        rate = self._state.set_rate(self._lr_scale * factor(order.progress, self._config.schedule))
-        if isinstance(self._state.optimizer, SharesWork):
+        rate = state.set_rate(self._lr_scale * factor(order.progress, self._config.schedule))
+        if isinstance(state.inner, SharesWork):
             # May meet a lost peer, so it comes before anything is changed.
-            self._state.optimizer.prepare(group.rank, group.size, group.sum_)
-        self._task.absorb(self._state.model, sums.stats())
-        self._touched = True
-        self._state.step = -1  # half an update is nothing to build on
-        self._state.optimizer.step()
-        self._state.step = order.step
+            state.inner.prepare(group.rank, group.size, group.sum_)
+
+        def update() -> None:
+            self._task.absorb(state.model, sums.stats())
+            optimizer.update()
+
+        self._alignment.commit(group, order.step, update)
         return sums.metrics() | {"learning_rate": rate, "gradient_norm": norm}
 
     # --- samples -------------------------------------------------------------------------
+
+    def _turn_count(self, order: m.Order) -> int:
+        """Micro-steps of this step: everybody's, where a micro-step has collectives in it."""
+        samples = sum(stop - start for start, stop in order.ranges)
+        if self._state.sharded.engine.strategy.name != "NNN":
+            samples = max(samples, order.largest)
+        return -(-samples // self._config.micro_batch)
+
+    def _turns(self, round_: m.Round, order: m.Order) -> Iterator[tuple[SampleIds, Any] | None]:
+        """This worker's micro-batches, then None for those that only others have."""
+        made = 0
+        for item in self._batches(round_, order):
+            yield item
+            made += 1
+        for _ in range(made, self._turn_count(order)):
+            yield None
 
     def _batches(self, round_: m.Round, order: m.Order) -> Iterator[tuple[SampleIds, Any]]:
         """This worker's micro-batches; what cannot be read is left out and reported, before any exchange."""
@@ -204,41 +216,6 @@ class Trainer:
             self._config.exchange_timeout_s,
             self._loopback,
         )
-
-    def _align(self, group: Group, round_: m.Round) -> None:
-        """Give every member of the round the same state."""
-        state = self._state
-        if round_.source_rank < 0:
-            state.step = -1
-            self._restore(round_)
-            return
-        if group.rank == round_.source_rank and state.step != round_.step:
-            raise RoundOver("asked for a state that this worker does not hold")
-        behind = torch.tensor([float(state.step != round_.step)])
-        if float(group.sum_(behind.to(self._device))) > 0:
-            if state.step != round_.step:
-                state.step, self._touched = -1, True
-            group.copy_from_(round_.source_rank, state.tensors().values())
-        state.step = round_.step
-
-    def _fresh_state(self) -> TrainState:
-        self._touched = False
-        return TrainState(self._task, self._device, self._config.seed)
-
-    def _restore(self, round_: m.Round) -> None:
-        if not round_.checkpoint:
-            if self._touched:
-                self._state = self._fresh_state()
-            self._state.step = 0
-            return
-        with self._seat.phase("restore"):
-            try:
-                self._touched = True
-                tensorfiles.read(self._state.tensors(), Path(round_.checkpoint))
-            except CheckpointError as error:
-                self._seat.bad_checkpoint(round_.round_id, round_.checkpoint, error.what)
-                raise RoundOver("the checkpoint cannot be restored") from error
-        self._state.step = round_.step
 
     def _save(self, group: Group, round_: m.Round, order: m.Save) -> None:
         files: dict[str, tuple[int, str]] = {}

@@ -29,7 +29,7 @@ from shoestring.fleet.local import run_local
 from shoestring.fleet.lock import RunLock
 from shoestring.fleet.messages import Status
 from shoestring.fleet.supervisor import Interrupts
-from shoestring.train.loop import TrainConfig
+from shoestring.train.config import TrainConfig
 from shoestring.train.worker import ENTRY, TrainPayload
 
 ABOUT = "run.json"

@@ -1,69 +1,134 @@
-"""What a worker holds between two steps: model, optimizer state, and how many steps are in them."""
+"""What a worker holds between two steps: model, optimizer state or its shards, and how many steps are in
+them."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch._dynamo  # the first optimizer would, for a second in each worker; here once, before the fork
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
+from shoestring.cluster.strategies import Layout, Strategy, parse_strategy
+from shoestring.fleet.messages import Held
+from shoestring.parallel.paro import ShardedOptimizer, shard, state_tensors
+from shoestring.parallel.paro.exchange import Exchange
+from shoestring.parallel.paro.recut import Holding, Recut, recut
 from shoestring.train.task import Task
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 class TrainState:
-    """Model and optimizer of a task, made from the seed.
+    """Model and optimizer of a task, made from the seed; sharded once a round says how.
 
     Attributes:
         step: applied steps; -1 while the tensors hold nothing that may be used.
-        model: the task's model on the device, fp32 master weights.
-        optimizer: the task's optimizer; each group keeps its peak rate as `peak_lr`.
-        gradient: float32 [all trainable elements]; each parameter's `.grad` is a view into it,
-            so that one collective sums them all.
+        ready: the step that can be applied without asking anybody, as all have agreed to it; -1: none.
+        model: the task's model on the device.
+        inner: the task's optimizer; each group keeps its peak rate as `peak_lr`.
+        round_id: the round whose layout the shards are cut by.
     """
 
     def __init__(self, task: Task, device: torch.device, seed: int) -> None:
-        self.step = -1
+        self.step = self.ready = self.round_id = -1
+        self._task = task
+        self._device = device
         torch.manual_seed(seed)
         self.model: nn.Module = task.build(device).to(device)
-        self.optimizer = task.optimizer(self.model)
-        for group in self.optimizer.param_groups:
+        self.inner = task.optimizer(self.model)
+        for group in self.inner.param_groups:
             group["peak_lr"] = group["lr"]
-        if not any(self.optimizer.state.values()):
-            _make_state(self.model, self.optimizer)
-        self.gradient = _flat_gradient(self.model, device)
+        self._sharded: ShardedOptimizer | None = None
+
+    @property
+    def sharded(self) -> ShardedOptimizer:
+        """The sharded optimizer, after `lay_out`."""
+        assert self._sharded is not None
+        return self._sharded
+
+    @property
+    def laid_out(self) -> bool:
+        """Whether `lay_out` was called."""
+        return self._sharded is not None
+
+    def lay_out(self, strategy: Strategy, exchange: Exchange, dtype: str, wire: str) -> None:
+        """Shard for the first time.
+
+        Args:
+            dtype: of the working parameters: `bf16`, `fp32`, or `as_is`: whatever the model holds.
+            wire: of gradients on the network: `bf16`, `fp32`, or `as_is`: like the accumulated ones.
+        """
+        declared = self._task.parallel_layout(self.model)
+        chosen = DTYPES[dtype] if dtype in DTYPES else None
+
+        def dtype_of(name: str, parameter: nn.Parameter) -> torch.dtype:
+            changes = chosen is not None and parameter.is_floating_point() and not declared.keeps_fp32(name)
+            return chosen if changes and chosen is not None else parameter.dtype
+
+        self._sharded = shard(
+            self.model,
+            self.inner,
+            strategy.name,
+            exchange=exchange,
+            units=() if strategy.name == "NNN" else declared.units,
+            dtype=dtype_of,
+            wire_dtype=DTYPES[wire] if wire in DTYPES else None,
+            methods=declared.methods,
+            device=self._device,
+        )
+
+    def lay_out_again(
+        self, strategy: Strategy, exchange: Exchange, holdings: Sequence[Holding | None]
+    ) -> Recut | None:
+        """Other ranks: new shards from those that `holdings` says are good; None where only the exchange
+        changed.
+
+        Raises:
+            PeerLostError: a peer is gone; the state is void.
+        """
+        there = all(
+            h is not None and h.layout == exchange.layout and h.rank == r for r, h in enumerate(holdings)
+        )
+        if there and self.fits(strategy, exchange):
+            self.sharded.engine.rewire(exchange, strategy)
+            return None
+        return recut(self.sharded, strategy, exchange, holdings)
+
+    def fits(self, strategy: Strategy, exchange: Exchange) -> bool:
+        """Whether the shards that are there are cut as these ranks want them."""
+        engine = self.sharded.engine
+        same_place = engine.exchange.layout == exchange.layout and engine.exchange.rank == exchange.rank
+        return engine.strategy == strategy and (strategy.name == "NNN" or same_place)
+
+    def held(self) -> Held | None:
+        """This worker's shards, for the coordinator; None where it holds all of the state."""
+        if self._sharded is None or self._sharded.engine.strategy.states == "N":
+            return None
+        engine = self._sharded.engine
+        synced = self.step if engine.synced else -1
+        groups = engine.exchange.layout.groups
+        return Held(engine.strategy.name, groups, engine.exchange.rank, self.round_id, self.ready, synced)
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor that makes up the state, by a name that does not depend on the worker.
 
-        Parameters and buffers as `model.*`, optimizer state as `optim.*`.
+        Parameters and buffers as `model.*`, optimizer state as `optim.*`; shards as pieces.
         """
-        options = StateDictOptions(flatten_optimizer_state_dict=True)
-        model, optim = get_state_dict(self.model, self.optimizer, options=options)
-        named: dict[str, object] = {f"model.{name}": value for name, value in model.items()}
-        named |= {f"optim.{name}": value for name, value in optim.items() if name.startswith("state.")}
-        return {name: value for name, value in named.items() if isinstance(value, Tensor)}
+        return state_tensors(self.sharded)
 
     def set_rate(self, factor: float) -> float:
         """Scale every group's peak learning rate; returns the largest rate."""
-        for group in self.optimizer.param_groups:
+        for group in self.inner.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+        return max(float(group["lr"]) for group in self.inner.param_groups)
 
 
-def _make_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give a lazy optimizer its state now: what is copied or restored must be there to be filled."""
-    get_state_dict(model, optimizer)  # steps once on zero gradients with rate 0
-    for state in optimizer.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                value.zero_()
-
-
-def _flat_gradient(model: nn.Module, device: torch.device) -> Tensor:
-    trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    flat = torch.zeros(sum(parameter.numel() for parameter in trainable), dtype=torch.float32, device=device)
-    offset = 0
-    for parameter in trainable:
-        parameter.grad = flat[offset : offset + parameter.numel()].view_as(parameter)
-        offset += parameter.numel()
-    return flat
+def holdings_of(held: Sequence[Held | None], step: int) -> list[Holding | None]:
+    """What the members of a round bring, as the optimizer understands it."""
+    return [
+        None
+        if one is None
+        else Holding(parse_strategy(one.strategy), Layout(one.groups), one.rank, one.synced == step)
+        for one in held
+    ]

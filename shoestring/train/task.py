@@ -7,7 +7,7 @@ Task returns is a *sum over samples*: the loop adds the sums of all workers and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,6 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 SampleIds = NDArray[np.int64]
+
+
+def _no_name(name: str) -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class ParallelLayout:
+    """How a model may be sharded, declared beside it.
+
+    Attributes:
+        units: modules that are gathered as one, in the order of use; None: the elements of its ModuleLists.
+        methods: of the model, other than forward, that a loss may call.
+        keeps_fp32: whether a parameter, by name, has to stay in fp32 where others compute in bf16.
+    """
+
+    units: Sequence[nn.Module] | None = None
+    methods: tuple[str, ...] = ()
+    keeps_fp32: Callable[[str], bool] = _no_name
 
 
 @dataclass(frozen=True)
@@ -99,6 +118,10 @@ class Task(Protocol):
         """Score the model on held-out data."""
         ...
 
+    def parallel_layout(self, model: nn.Module) -> ParallelLayout:
+        """How the model may be sharded."""
+        ...
+
 
 @runtime_checkable
 class SharesWork(Protocol):
@@ -114,7 +137,7 @@ class SharesWork(Protocol):
 
 
 class BaseTask:
-    """Defaults for tasks that need no stats and no names of their own."""
+    """Defaults for tasks that need no stats, no names and no layout of their own."""
 
     metrics: tuple[str, ...] = ()
     counts: tuple[str, ...] = ()
@@ -130,3 +153,7 @@ class BaseTask:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Nothing to score."""
         return {}
+
+    def parallel_layout(self, model: nn.Module) -> ParallelLayout:
+        """By the model's ModuleLists."""
+        return ParallelLayout()

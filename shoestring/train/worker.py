@@ -16,7 +16,8 @@ from shoestring.base.host import keep_freed_memory
 from shoestring.data.shuffle import Order
 from shoestring.fleet.channel import WorkerContext
 from shoestring.fleet.seat import DismissedError, Seat
-from shoestring.train.loop import TrainConfig, Trainer
+from shoestring.train.config import TrainConfig
+from shoestring.train.loop import Trainer
 from shoestring.train.task import Task
 
 ENTRY = "shoestring.train.worker:main"

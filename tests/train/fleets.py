@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from shoestring.base.clock import SystemClock
+from shoestring.cluster.strategies import parse_strategy
 from shoestring.control.controller import ControlConfig
 from shoestring.control.policies import PolicyOptions
 from shoestring.data.ledger import LedgerSpec
@@ -18,7 +19,8 @@ from shoestring.fleet.local import run_local
 from shoestring.fleet.messages import Status
 from shoestring.fleet.supervisor import Interrupts
 from shoestring.parallel import tensorfiles
-from shoestring.train.loop import TrainConfig
+from shoestring.parallel.paro import Alone
+from shoestring.train.config import TrainConfig
 from shoestring.train.state import TrainState
 from shoestring.train.worker import ENTRY, TrainPayload, make_task
 
@@ -64,5 +66,6 @@ def final_state(launch: Launch, task: str, settings: dict[str, Any]) -> tuple[Tr
     newest = sorted((launch.run_dir / "checkpoints").glob("step-????????"))[-1]
     made = make_task(f"{TASKS}:{task}", settings, launch.run_dir)
     state = TrainState(made, torch.device("cpu"), 0)
+    state.lay_out(parse_strategy("NNN"), Alone(), "as_is", "as_is")
     tensorfiles.read(state.tensors(), newest)
     return state, newest

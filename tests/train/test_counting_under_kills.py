@@ -19,7 +19,7 @@ from shoestring.fleet.config import CheckpointConfig
 from shoestring.fleet.launch import Launch
 from shoestring.fleet.local import LocalHost
 from shoestring.fleet.supervisor import Interrupts, Supervisor
-from shoestring.train.loop import TrainConfig
+from shoestring.train.config import TrainConfig
 from shoestring.train.schedules import ScheduleConfig
 from tests.train.fleets import final_state, make_launch
 

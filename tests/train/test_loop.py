@@ -11,7 +11,7 @@ import torch
 from shoestring.base.record import read_events
 from shoestring.data.store import DurableLedger
 from shoestring.fleet.config import CheckpointConfig
-from shoestring.train.loop import TrainConfig
+from shoestring.train.config import TrainConfig
 from shoestring.train.schedules import ScheduleConfig
 from tests.train.fleets import final_state, make_launch, run
 

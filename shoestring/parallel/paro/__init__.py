@@ -6,4 +6,13 @@ from shoestring.parallel.paro.exchange import Alone, Exchange, Pending
 from shoestring.parallel.paro.optimizer import GradientError, ShardedOptimizer
 from shoestring.parallel.paro.state import state_tensors
 
-__all__ = ["Alone", "Engine", "Exchange", "GradientError", "Pending", "ShardedOptimizer", "shard", "state_tensors"]
+__all__ = [
+    "Alone",
+    "Engine",
+    "Exchange",
+    "GradientError",
+    "Pending",
+    "ShardedOptimizer",
+    "shard",
+    "state_tensors",
+]

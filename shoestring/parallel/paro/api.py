@@ -30,6 +30,7 @@ def shard(
     units: Sequence[nn.Module] | None = None,
     dtype: torch.dtype | Callable[[str, nn.Parameter], torch.dtype] | None = None,
     gradient_dtype: torch.dtype | None = None,
+    wire_dtype: torch.dtype | None = None,
     methods: Sequence[str] = (),
     clip_norm: float = 0.0,
     device: torch.device | None = None,
@@ -40,40 +41,46 @@ def shard(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         optimizer = paro.shard(model, optimizer, "IIG", dtype=torch.bfloat16)
 
-    After that the training loop stays as it is: forward, backward (once or several times), `optimizer.step()`. Every
+    After that the training loop stays as it is: forward, backward (once or several times),
+        `optimizer.step()`. Every
     rank runs the same number of micro-steps; one without a batch calls `optimizer.engine.idle()` instead.
 
     Args:
         model: on any device, or on meta. All ranks hold the same values, or `initial` brings them.
-        optimizer: over `model.parameters()`; updates each element by itself, unless the strategy keeps states whole.
+        optimizer: over `model.parameters()`; updates each element by itself, unless the strategy keeps
+            states whole.
         strategy: letters for parameters, gradients, states; see `cluster.strategies`.
         layout: fast groups; LOCAL_WORLD_SIZE consecutive ranks where not given.
         exchange: collectives; rings over the default process group where not given.
         units: modules that are gathered as one; elements of ModuleLists where not given.
-        dtype: of parameters, activations and gradients on the wire: one for all floating parameters, or a choice by
-            name; each parameter's own where not given. Masters are fp32 in any case.
+        dtype: of parameters, activations and gradients on the wire: one for all floating parameters, or a
+            choice by name; each parameter's own where not given. Masters are fp32 in any case.
         gradient_dtype: of the accumulated gradients; like the parameters where not given.
+        wire_dtype: of gradients on the network; like the accumulated ones where not given.
         methods: names of the model's methods, other than forward, that begin a forward pass.
         clip_norm: bound on the global gradient norm; 0: none.
         device: where shards live; the model's where not given.
-        initial: (name, value) of each parameter and buffer of a meta model, one at a time in any order; without it
-            the modules' own `reset_parameters` are called, unit by unit.
+        initial: (name, value) of each parameter and buffer of a meta model, one at a time in any order;
+            without it the modules' own `reset_parameters` are called, unit by unit.
 
     Returns:
         The optimizer to step; `.engine` has the rest.
 
     Raises:
-        ConfigError: unknown letters, groups that do not divide the ranks, an optimizer that cannot work on pieces.
+        ConfigError: unknown letters, groups that do not divide the ranks, an optimizer that cannot work on
+            pieces.
     """
     letters = parse_strategy(strategy)
     if letters.dominated:
-        raise ConfigError(f"{letters.name}: {letters.dominated}", "take one of the strategies in `strategies.BUILT`")
+        raise ConfigError(
+            f"{letters.name}: {letters.dominated}", "take one of the strategies in `strategies.BUILT`"
+        )
     if exchange is None:
         exchange = _default_exchange(layout)
     device = device or _device_of(model)
     cut_units = cut(
         model, default_units(model) if units is None else units, letters, exchange.layout, exchange.rank, device,
-        _dtype_choice(dtype), gradient_dtype,
+        _dtype_choice(dtype), gradient_dtype, wire_dtype,
     )  # fmt: skip
     originals = {id(e.parameter): e.name for u in cut_units for f in u.flats for e in f.entries}
     _load(model, cut_units, initial, device)
@@ -107,12 +114,17 @@ def _device_of(model: nn.Module) -> torch.device:
     device = next(model.parameters()).device
     if device.type != "meta":
         return device
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", torch.cuda.current_device())
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 @torch.no_grad()
 def _load(model: nn.Module, units: list[Unit], initial: Initial | None, device: torch.device) -> None:
-    """Fill the flats one parameter at a time; a unit's full tensors are there only while it is being filled."""
+    """Fill the flats one parameter at a time; a unit's full tensors are there only while it is being
+    filled."""
     places = {e.name: (u, f, e) for u in units for f in u.flats for e in f.entries}
     due = {u.index: sum(len(f.entries) for f in u.flats) for u in units}
     started: set[int] = set()
@@ -129,7 +141,9 @@ def _load(model: nn.Module, units: list[Unit], initial: Initial | None, device: 
             for one in unit.flats:
                 one.allocate()
         if value.shape != entry.shape:
-            raise ConfigError(f"{name}: {tuple(value.shape)} where {tuple(entry.shape)} is due", "mend `initial`")
+            raise ConfigError(
+                f"{name}: {tuple(value.shape)} where {tuple(entry.shape)} is due", "mend `initial`"
+            )
         flat.fill(entry, value)
         due[unit.index] -= 1
         if not due[unit.index]:

@@ -1,9 +1,10 @@
 """Runs a model whose parameters, gradients and states are sharded by three letters (PaRO, arXiv 2310.06003).
 
-A micro-step is one forward and one backward pass. In it every rank issues the same collectives in the same order,
-whatever its data does: units are gathered in the order of the model and again in reverse, the next one while this one
-computes; gradients leave in reverse order while backward goes on. Hooks follow FSDP (arXiv 2304.11277); the order, the
-letters and the exchange between groups are ours.
+A micro-step is one forward and one backward pass. In it every rank issues the same collectives in the same
+order, whatever its data does: units are gathered in the order of the model and again in reverse, the next
+    one while this one
+computes; gradients leave in reverse order while backward goes on. Hooks follow FSDP (arXiv 2304.11277); the
+order, the letters and the exchange between groups are ours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 
 from shoestring.base.errors import ConfigError
 from shoestring.cluster.strategies import Strategy
+from shoestring.parallel.group import PeerLostError
 from shoestring.parallel.paro.exchange import SCOPES, Exchange
 from shoestring.parallel.paro.flat import Entry, Flat
 from shoestring.parallel.paro.jobs import Chain, Jobs
@@ -37,8 +39,8 @@ class Engine:
         strategy: three letters.
 
     Attributes:
-        last: whether the coming micro-step is the step's last, whose gradients go on to the other groups while
-            backward still runs. Without that hint they go in `finish_gradients`.
+        last: whether the coming micro-step is the step's last, whose gradients go on to the other groups
+            while backward still runs. Without that hint they go in `finish_gradients`.
         used: names of parameters that got a gradient on this rank since the last update.
     """
 
@@ -57,8 +59,10 @@ class Engine:
         self._jobs = Jobs()
         self._incoming: dict[int, Tensor] = {}  # id of a flat -> this pass's gradient, [padded]
         self._filled: dict[int, set[str]] = {}
-        self._summed: dict[int, Tensor] = {}  # id of a flat -> gradient summed over all ranks, by the states letter
-        self._handles: list[RemovableHandle] = []
+        self._summed: dict[
+            int, Tensor
+        ] = {}  # id of a flat -> gradient summed over all ranks, by the states letter
+        self._gradient_handles: list[RemovableHandle] = []
         self._hook()
 
     @property
@@ -69,7 +73,8 @@ class Engine:
     # --- forward ------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """A forward pass begins: called by the model's own forward, or by whoever calls another of its methods."""
+        """A forward pass begins: called by the model's own forward, or by whoever calls another of its
+        methods."""
         if self._phase == "backward":
             return
         self._phase = "forward"
@@ -119,7 +124,7 @@ class Engine:
     def _start_backward(self) -> None:
         if self._phase == "backward":
             return
-        if self._phase == "idle":
+        if self._phase == "idle" and self.strategy.parameters != "N":
             raise ConfigError(
                 "a second backward pass through one forward pass: its parameters are gone",
                 "call backward once for each forward pass, on the sum of the losses",
@@ -171,7 +176,7 @@ class Engine:
             return
         key = id(flat)
         if key not in self._incoming:
-            self._incoming[key] = torch.empty(flat.padded, dtype=flat.gradient_dtype, device=flat.device)
+            self._incoming[key] = torch.empty(flat.padded, dtype=flat.wire_dtype, device=flat.device)
             self._filled[key] = set()
         target = self._incoming[key][entry.offset : entry.end]
         if entry.name in self._filled[key]:
@@ -232,7 +237,7 @@ class Engine:
         """Zeros where no gradient came."""
         filled = self._filled.pop(id(flat), set())
         if full is None:
-            return torch.zeros(flat.padded, dtype=flat.gradient_dtype, device=flat.device)
+            return torch.zeros(flat.padded, dtype=flat.wire_dtype, device=flat.device)
         for entry in flat.entries:
             if entry.name not in filled:
                 full[entry.offset : entry.end].zero_()
@@ -242,10 +247,13 @@ class Engine:
     @torch.no_grad()
     def _reduce_job(self, flat: Flat, full: Tensor | None, last: bool) -> Chain:
         if full is not None:
-            target = torch.empty_like(flat.gradients) if flat.dirty else flat.gradients
             first, flat.dirty = not flat.dirty, True
+            direct = first and flat.wire_dtype == flat.gradient_dtype
+            target = flat.gradients if direct else torch.empty_like(flat.gradients, dtype=flat.wire_dtype)
             yield self.exchange.reduce(target, full, SCOPES[(flat.strategy.gradients, "N")])
-            if not first:
+            if first and not direct:
+                flat.gradients.copy_(target)
+            elif not first:
                 flat.gradients.add_(target)
         if last:
             yield from self._sync_job(flat)
@@ -256,11 +264,12 @@ class Engine:
         have, want = flat.strategy.gradients, flat.strategy.states
         if not flat.dirty:
             flat.gradients.zero_()
-        summed = flat.gradients
+        summed = flat.gradients if have == want == "G" else flat.gradients.to(flat.wire_dtype)
         if have != want:
-            parts = flat.layout.parts(want)
-            summed = torch.empty(flat.padded // parts, dtype=flat.gradient_dtype, device=flat.device)
-            yield self.exchange.reduce(summed, flat.gradients, SCOPES[(want, have)])
+            shard = summed.new_empty(flat.padded // flat.layout.parts(want))
+            # The exchange may overwrite what it sums: the accumulated gradients are not needed any more.
+            yield self.exchange.reduce(shard, summed, SCOPES[(want, have)])
+            summed = shard
         if want == "I":
             yield self.exchange.sum(summed, "peers")
         elif want == "N":
@@ -376,12 +385,12 @@ class Engine:
         for unit in self.units:
             for flat in unit.trainable:
                 for entry in flat.entries:
-                    self._handles.append(self._hook_gradient(unit, flat, entry))
+                    self._gradient_handles.append(self._hook_gradient(unit, flat, entry))
             if unit.module is not None:
                 self._hook_unit(unit, unit.module)
         self.attach_gradients()
-        self._handles.append(self.model.register_forward_pre_hook(self._root_before, with_kwargs=True))
-        self._handles.append(self.model.register_forward_hook(self._root_after))
+        self.model.register_forward_pre_hook(self._root_before, with_kwargs=True)
+        self.model.register_forward_hook(self._root_after)
 
     def _hook_gradient(self, unit: Unit, flat: Flat, entry: Entry) -> RemovableHandle:
         return entry.parameter.register_post_accumulate_grad_hook(lambda _: self._take(unit, flat, entry))
@@ -393,8 +402,8 @@ class Engine:
         def after(_: nn.Module, args: Any, outputs: Any) -> None:
             self._leave(unit, outputs)
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        self._handles.append(module.register_forward_hook(after))
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        module.register_forward_hook(after)
 
     def _root_before(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         self.begin()
@@ -403,8 +412,45 @@ class Engine:
         if self._phase == "forward" and not torch.is_grad_enabled():
             self.release()
 
-    def detach(self) -> None:
-        """Remove all hooks; the model must not be used any more."""
-        for handle in self._handles:
+    def rewire(self, exchange: Exchange, strategy: Strategy) -> None:
+        """Other ranks, other letters; the units' flats were made anew for them."""
+        self.abandon()
+        self.exchange = exchange
+        self.strategy = strategy
+        for unit in self.units:
+            unit.coming.clear()
+            unit.syncing.clear()
+        for handle in self._gradient_handles:
             handle.remove()
-        self._handles.clear()
+        self._gradient_handles = [
+            self._hook_gradient(unit, flat, entry)
+            for unit in self.units
+            for flat in unit.trainable
+            for entry in flat.entries
+        ]
+        self.attach_gradients()
+
+    def abandon(self) -> None:
+        """Forget the micro-step under way, whose collectives have failed or will; masters are as they
+        were."""
+        self._jobs.clear()
+        self._phase = "idle"
+        self.last = False
+        for unit in self.units:
+            unit.coming.clear()
+            unit.inputs_due = False
+            self._free(unit)
+        self.clear_gradients()
+
+    @property
+    def synced(self) -> bool:
+        """Whether this rank's parameters are known to be of the last update."""
+        try:
+            for unit in self.units:
+                for pending in unit.syncing:
+                    if not pending.done():
+                        return False
+                    pending.wait()
+        except PeerLostError:
+            return False
+        return True

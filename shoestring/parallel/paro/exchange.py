@@ -1,4 +1,5 @@
-"""What the sharded optimizer asks of the network: gather, reduce and sum over group, peers or world (source: ours)."""
+"""What the sharded optimizer asks of the network: gather, reduce and sum over group, peers or world (source:
+ours)."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ class Pending(Protocol):
 class Exchange(Protocol):
     """Collectives over nested shards: block `Layout.shard("G", rank)[0]` of the world belongs to `rank`.
 
-    Operations of one kind and scope run in the order in which they were issued, which is the same on all ranks.
+    Operations of one kind and scope run in the order in which they were issued, which is the same on all
+    ranks.
     """
 
     @property

@@ -1,8 +1,8 @@
-"""Parameters of one unit and dtype as one flat tensor, and this rank's shards of it (source: ours, after FSDP's
-flat parameter, arXiv 2304.11277).
+"""Parameters of one unit and dtype as one flat tensor, and this rank's shards of it (source: ours, after
+FSDP's flat parameter, arXiv 2304.11277).
 
-A flat holds its entries one after the other, filled up to a multiple of all ranks. Offsets do not depend on strategy
-or ranks, so a shard is a range of elements and any two layouts can be compared.
+A flat holds its entries one after the other, filled up to a multiple of all ranks. Offsets do not depend on
+strategy or ranks, so a shard is a range of elements and any two layouts can be compared.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ class Flat:
     Attributes:
         dtype: of parameters and of what is computed with them.
         gradient_dtype: of the accumulated gradients.
+        wire_dtype: of gradients on the network.
         trainable: frozen flats have neither gradients nor states.
         full: [padded]; holds storage only while gathered, unless parameters are kept whole.
         parameters: this rank's shard by the parameters letter, [padded / d_p].
@@ -91,6 +92,7 @@ class Flat:
     rank: int
     dtype: torch.dtype
     gradient_dtype: torch.dtype
+    wire_dtype: torch.dtype
     trainable: bool
     device: torch.device
     entries: list[Entry] = field(default_factory=list)
@@ -110,8 +112,9 @@ class Flat:
 
     @property
     def padded(self) -> int:
-        """Elements with filling."""
-        unit = self.layout.size * ALIGN
+        """Elements with filling: shards of the finest letter in use are equal."""
+        finest = max(self.layout.parts(letter) for letter in self.strategy.name)
+        unit = finest * ALIGN
         return (self.numel + unit - 1) // unit * unit
 
     def allocate(self) -> None:

@@ -1,4 +1,5 @@
-"""Chains of collectives that follow one another, many chains at a time, in the same order on all ranks (source: ours)."""
+"""Chains of collectives that follow one another, many chains at a time, in the same order on all ranks
+(source: ours)."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ _ENDED = 1 << 30
 class Jobs:
     """Runs chains. A chain yields a collective that it has issued and is resumed once that is over.
 
-    Which of two collectives ends first depends on the network, and ranks would disagree; so a chain issues its k-th
-    collective only after the chain before it has issued its own k-th.
+    Which of two collectives ends first depends on the network, and ranks would disagree; so a chain issues
+    its k-th collective only after the chain before it has issued its own k-th.
     """
 
     def __init__(self) -> None:

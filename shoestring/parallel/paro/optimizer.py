@@ -1,4 +1,5 @@
-"""Any elementwise optimizer over this rank's pieces; matrix optimizers that know pieces, too (source: ours)."""
+"""Any elementwise optimizer over this rank's pieces; matrix optimizers that know pieces, too (source:
+ours)."""
 
 from __future__ import annotations
 
@@ -27,8 +28,8 @@ class GradientError(ShoestringError):
 class ShardedOptimizer(torch.optim.Optimizer):
     """Steps an optimizer on this rank's pieces of the masters.
 
-    `step` sums gradients over all ranks, divides, clips, updates and sends the new parameters on their way. Its three
-    parts are public for a loop that has to know where it can fail: `reduce`, `scale`, `apply`.
+    `step` sums gradients over all ranks, divides, clips, updates and sends the new parameters on their way.
+    Its three parts are public for a loop that has to know where it can fail: `reduce`, `scale`, `apply`.
 
     Args:
         inner: the user's optimizer; its groups hold pieces from here on.
@@ -43,7 +44,12 @@ class ShardedOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(
-        self, inner: torch.optim.Optimizer, engine: Engine, pieces: list[Piece], divide_by: float, clip_norm: float
+        self,
+        inner: torch.optim.Optimizer,
+        engine: Engine,
+        pieces: list[Piece],
+        divide_by: float,
+        clip_norm: float,
     ) -> None:
         super().__init__(inner.param_groups, inner.defaults)
         self.param_groups = inner.param_groups
@@ -114,17 +120,24 @@ class ShardedOptimizer(torch.optim.Optimizer):
             flat = piece.flat
             if id(flat) not in ready:
                 summed = self.engine.summed(flat)
-                ready[id(flat)] = summed.mul_(scale) if summed.dtype == torch.float32 else summed.float().mul_(scale)
+                ready[id(flat)] = (
+                    summed.mul_(scale) if summed.dtype == torch.float32 else summed.float().mul_(scale)
+                )
             piece.master.grad = self._view(piece, ready[id(flat)]) if piece.name in used else None
 
     @torch.no_grad()
     def apply(self) -> None:
         """Update the masters; send the parameters to those who keep a coarser shard."""
+        self.update()
+        self.engine.publish()
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Update the masters with the gradients that `take` has given; asks nobody."""
         self.inner.step()
         for piece in self.pieces:
             piece.master.grad = None
         self.engine.clear_gradients()
-        self.engine.publish()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Start from zero; `step` has done so already."""
@@ -137,7 +150,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
     def _say_unused(self, names: tuple[str, ...]) -> None:
         self.unused = names
-        if names and not self._said_unused:
+        if names and len(names) < len(self.pieces) and not self._said_unused:
             self._said_unused = True
             warnings.warn(
                 f"{len(names)} parameters got no gradient on any rank and are not updated, e.g. {names[0]}; "
@@ -162,7 +175,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
 
 
 def adopt(inner: torch.optim.Optimizer, originals: dict[int, str], pieces: list[Piece]) -> None:
-    """Put pieces in the place of the parameters in an optimizer's groups; state that is there is cut to match.
+    """Put pieces in the place of the parameters in an optimizer's groups; state that is there is cut to
+    match.
 
     Args:
         originals: id of a parameter as it was before sharding -> its name.
@@ -187,7 +201,8 @@ def adopt(inner: torch.optim.Optimizer, originals: dict[int, str], pieces: list[
                 if id(parameter) in originals:
                     continue  # frozen
                 raise ConfigError(
-                    "the optimizer holds a parameter that the model does not have", "build it from model.parameters()"
+                    "the optimizer holds a parameter that the model does not have",
+                    "build it from model.parameters()",
                 )
             piece = by_name[name]
             if parameter in inner.state:
@@ -207,7 +222,8 @@ def _cut_state(state: dict[str, Any], piece: Piece) -> dict[str, Any]:
 
 @torch.no_grad()
 def make_state(inner: torch.optim.Optimizer, pieces: list[Piece]) -> None:
-    """Let the optimizer make its state now, inside flat tensors: what is saved or sent must be there to be filled.
+    """Let the optimizer make its state now, inside flat tensors: what is saved or sent must be there to be
+    filled.
 
     Steps once with gradients of zero and rate 0, then sets everything to zero.
     """
@@ -233,7 +249,11 @@ def make_state(inner: torch.optim.Optimizer, pieces: list[Piece]) -> None:
 def _into_flat(state: dict[str, Any], piece: Piece) -> None:
     flat = piece.flat
     for key, value in state.items():
-        if isinstance(value, Tensor) and value.numel() == piece.stop - piece.start and value.shape == piece.master.shape:
+        if (
+            isinstance(value, Tensor)
+            and value.numel() == piece.stop - piece.start
+            and value.shape == piece.master.shape
+        ):
             if key == "step":
                 continue
             if key not in flat.moments:

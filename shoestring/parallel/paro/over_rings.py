@@ -8,8 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from shoestring.cluster.strategies import Layout
-from shoestring.parallel.paro.exchange import Pending, Scope
+from shoestring.cluster.strategies import Layout, Strategy
+from shoestring.parallel.paro.exchange import SCOPES, Pending, Scope
 from shoestring.parallel.rings import Choice, Request, Rings, choose
 
 
@@ -24,6 +24,7 @@ class RingExchange:
         timeout_s: longest silence of a peer.
         choose: which ring for which message.
         name: of this exchange on the store; each one formed on a store needs its own.
+        strategy: connects only what this one uses; all scopes where not given.
     """
 
     def __init__(
@@ -35,14 +36,25 @@ class RingExchange:
         timeout_s: float = 600.0,
         choose: Callable[[Request], Choice] = choose,
         name: str = "paro",
+        strategy: Strategy | None = None,
     ) -> None:
         self.layout = layout
         self.rank = rank
         self._sets: list[Rings] = []
         try:
-            for use in ("gather", "reduce"):
+            for use, scopes in zip(("gather", "reduce"), scopes_of(strategy), strict=True):
                 self._sets.append(
-                    Rings(layout, rank, store, device, timeout_s, order="nested", choose=choose, name=f"{name}/{use}")
+                    Rings(
+                        layout,
+                        rank,
+                        store,
+                        device,
+                        timeout_s,
+                        order="nested",
+                        scopes=scopes,
+                        choose=choose,
+                        name=f"{name}/{use}",
+                    )  # fmt: skip
                 )
         except BaseException:
             self.close()
@@ -64,3 +76,17 @@ class RingExchange:
         """End threads and connections; may be called again."""
         for rings in self._sets:
             rings.close()
+
+
+def scopes_of(strategy: Strategy | None) -> tuple[tuple[Scope, ...], tuple[Scope, ...]]:
+    """Scopes that a strategy gathers over, and those that it sums over (always the world: norms are summed
+    there)."""
+    every: tuple[Scope, ...] = ("world", "group", "peers")
+    if strategy is None:
+        return every, every
+    p, g, o = strategy.parameters, strategy.gradients, strategy.states
+    gathers = {SCOPES[pair] for pair in ((p, "N"), (o, p)) if pair in SCOPES}
+    sums = {SCOPES[pair] for pair in ((g, "N"), (o, g)) if pair in SCOPES} | {"world"}
+    if o == "I":
+        sums.add("peers")
+    return tuple(s for s in every if s in gathers), tuple(s for s in every if s in sums)

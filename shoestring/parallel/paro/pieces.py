@@ -1,7 +1,8 @@
-"""Flat shards as tensors that torch.distributed.checkpoint can write and read under any layout (source: ours).
+"""Flat shards as tensors that torch.distributed.checkpoint can write and read under any layout (source:
+ours).
 
-A range of a flattened tensor is no box; it is a handful of boxes: the rest of a row, whole rows, the start of a row,
-and so for every dimension. At most 2 d - 1 for d dimensions.
+A range of a flattened tensor is no box; it is a handful of boxes: the rest of a row, whole rows, the start
+of a row, and so for every dimension. At most 2 d - 1 for d dimensions.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ Box = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 def boxes(shape: tuple[int, ...], start: int, stop: int) -> Iterator[Box]:
-    """Elements [start, stop) of a flattened tensor as boxes: (offsets, sizes, first flat element), in order."""
+    """Elements [start, stop) of a flattened tensor as boxes: (offsets, sizes, first flat element), in
+    order."""
     if stop <= start:
         return
     if not shape:
@@ -51,7 +53,8 @@ def _inside(shape: tuple[int, ...], row: int, start: int, stop: int) -> Iterator
 class PieceTensor(Tensor):
     """A tensor of which this rank holds elements [start, stop) of its flattened form.
 
-    It can only be saved and loaded. Implements the protocol by which torch.distributed.checkpoint asks DTensors.
+    It can only be saved and loaded. Implements the protocol by which torch.distributed.checkpoint asks
+    DTensors.
 
     Args:
         local: [stop - start], contiguous; filled in place when loaded.
@@ -101,7 +104,8 @@ class PieceTensor(Tensor):
     def __create_chunk_list__(self) -> list[ChunkStorageMetadata]:
         """One chunk a box."""
         return [
-            ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes)) for offsets, sizes, _ in self._boxes()
+            ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+            for offsets, sizes, _ in self._boxes()
         ]
 
     def __get_tensor_shard__(self, index: MetadataIndex) -> Tensor:

@@ -16,8 +16,8 @@ def state_tensors(optimizer: ShardedOptimizer) -> dict[str, Tensor]:
     """Everything that makes up the state, for torch.distributed.checkpoint: filled in place when loaded.
 
     `model.NAME`: fp32 masters of trainable parameters, frozen parameters as they are, buffers whole.
-    `optim.state.NAME.KEY`: what the optimizer remembers of a parameter. A tensor that this rank holds whole is a plain
-    tensor in its shape, else a PieceTensor.
+    `optim.state.NAME.KEY`: what the optimizer remembers of a parameter. A tensor that this rank holds whole
+    is a plain tensor in its shape, else a PieceTensor.
     After loading call `Engine.publish`, which makes the working parameters from the masters.
     """
     engine = optimizer.engine

@@ -1,4 +1,5 @@
-"""How a model is cut into units that are gathered together (source: ours; the default cut is that of FSDP's users)."""
+"""How a model is cut into units that are gathered together (source: ours; the default cut is that of FSDP's
+users)."""
 
 from __future__ import annotations
 
@@ -79,6 +80,7 @@ def cut(
     device: torch.device,
     dtype_of: Dtype,
     gradient_dtype: torch.dtype | None,
+    wire_dtype: torch.dtype | None,
 ) -> list[Unit]:
     """Units with their flats, not yet allocated. A parameter that several units hold goes to the root.
 
@@ -91,15 +93,19 @@ def cut(
         assert unit.module is not None
         for inner in unit.module.modules():
             if inner is not unit.module and any(inner is other for other in modules):
-                raise ConfigError(f"the unit {unit.name} holds another unit", "name disjoint modules as units")
+                raise ConfigError(
+                    f"the unit {unit.name} holds another unit", "name disjoint modules as units"
+                )
         for parameter in unit.module.parameters():
             homes.setdefault(id(parameter), set()).add(unit.index)
     owners, names = _owners(model)
     for key, (parameter, places) in owners.items():
         home = homes[key] if key in homes else set()
         unit = units[next(iter(home))] if len(home) == 1 else units[0]
-        _place(unit, names[key], parameter, places, dtype_of(names[key], parameter), gradient_dtype,
-               strategy, layout, rank, device)  # fmt: skip
+        dtype = dtype_of(names[key], parameter)
+        sums = gradient_dtype or dtype
+        made = Flat(strategy, layout, rank, dtype, sums, wire_dtype or sums, parameter.requires_grad, device)
+        _place(unit, made, Entry(names[key], parameter.shape, 0, places, parameter))
     if not owners:
         raise ConfigError("the model has no parameters", "there is nothing to shard")
     kept = [unit for unit in units if unit.index == 0 or unit.flats]
@@ -108,20 +114,16 @@ def cut(
     return kept
 
 
-def _place(
-    unit: Unit, name: str, parameter: nn.Parameter, places: list[tuple[nn.Module, str]], dtype: torch.dtype,
-    gradient_dtype: torch.dtype | None, strategy: Strategy, layout: Layout, rank: int, device: torch.device,
-) -> None:  # fmt: skip
+def _place(unit: Unit, made: Flat, entry: Entry) -> None:
+    """Into the unit's flat of this kind; `made` is that flat where there is none yet."""
     for flat in unit.flats:
-        if flat.dtype == dtype and flat.trainable == parameter.requires_grad:
+        if flat.dtype == made.dtype and flat.trainable == made.trainable:
             break
     else:
-        flat = Flat(
-            strategy, layout, rank, dtype, gradient_dtype or dtype, parameter.requires_grad, device
-        )
+        flat = made
         unit.flats.append(flat)
-    offset = flat.entries[-1].end if flat.entries else 0
-    flat.entries.append(Entry(name, parameter.shape, offset, places, parameter))
+    entry.offset = flat.entries[-1].end if flat.entries else 0
+    flat.entries.append(entry)
 
 
 def _owners(
@@ -150,7 +152,8 @@ def attach(unit: Unit) -> None:
     for flat in unit.flats:
         for entry in flat.entries:
             made = nn.Parameter(flat.full.new_empty(0), requires_grad=flat.trainable)
-            # By `.data`, so that it has a version of its own: a gather into the flat is no change to autograd.
+            # By `.data`, so that it has a version of its own: a gather into the flat is no change to
+            # autograd.
             made.data = flat.full[entry.offset : entry.end].view(entry.shape)
             made.__dict__.update(entry.parameter.__dict__)
             for module, attribute in entry.owners:

@@ -41,7 +41,7 @@ class Choice:
 
 
 def choose(request: Request) -> Choice:
-    """The rule behind `auto`. A planner that has measured the links may bring its own: `Rings(choose=...)`."""
+    """The rule behind `auto`. A planner that has measured the links brings its own: `Rings(choose=...)`."""
     if request.one_host and request.operation == "all_reduce":
         return Choice("backend", "all ranks are on one host: no link is slow, the backend's own is quickest")
     if request.scope != "world" or 1 in (request.layout.count, request.layout.group_size):

@@ -22,8 +22,8 @@ AT_ONCE = timedelta(milliseconds=1)
 class Connection:
     """Ranks joined pair by pair by gloo (CPU) or NCCL (CUDA).
 
-    torch.distributed.new_group numbers its groups per process, and a group that failed in one process leaves the
-    numbers apart; the backend is made directly, on keys that have a name.
+    torch.distributed.new_group numbers its groups per process, and a group that failed in one process leaves
+    the numbers apart; the backend is made directly, on keys that have a name.
 
     Args:
         store: any torch.distributed store; keys below `name`, which no earlier connection on this store had.
@@ -52,8 +52,10 @@ class Connection:
         forming = timedelta(seconds=min(FORM_TIMEOUT_S, timeout_s))
         keys = dist.PrefixStore(name, store)
         with peer_errors():
-            self.backend: Any = _nccl(keys, rank, len(members), timeout_s) if self.cuda else _gloo(
-                keys, rank, len(members), forming
+            self.backend: Any = (
+                _nccl(keys, rank, len(members), timeout_s)
+                if self.cuda
+                else _gloo(keys, rank, len(members), forming)
             )
             if not self.cuda:
                 self.backend._set_default_timeout(self.timeout)
@@ -73,6 +75,8 @@ class Connection:
 
     def abort(self) -> None:
         """Close every pair now, also under a thread that waits; waiting peers get an error at once."""
+        if self.backend is None:
+            return
         if self.cuda:
             self.backend.abort()
             return
@@ -102,7 +106,7 @@ def _gloo(store: dist.Store, rank: int, size: int, timeout: timedelta) -> Any:
     )
     options._threads = 1
     options._timeout = timeout
-    return dist.ProcessGroupGloo(store, rank, size, options)  # type: ignore[call-arg,arg-type]
+    return dist.ProcessGroupGloo(store, rank, size, options)
 
 
 def _nccl(store: dist.Store, rank: int, size: int, timeout_s: float) -> Any:

@@ -1,4 +1,4 @@
-"""Runs a schedule over gloo: receives are posted ahead, and whoever completes a chunk sends it on (source: ours)."""
+"""Runs a schedule over gloo: receives are posted ahead; who completes a chunk sends it on (source: ours)."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ class Scratch:
 class Exchange:
     """One schedule at work on the blocks of one tensor.
 
-    Lanes receive in their own order, a thread each. A message is known by its tag alone, so sends need no order:
-    they leave as soon as what they carry is complete, from whichever thread completed it.
+    Lanes receive in their own order, a thread each. A message is known by its tag alone, so sends need no
+    order: they leave as soon as what they carry is complete, from whichever thread completed it.
 
     Args:
         blocks: flat views, one per block; sums are made in them.
@@ -90,14 +90,8 @@ class Exchange:
         """How many threads it wants."""
         return 1 + max((hop.lane for hop in self._schedule), default=0)
 
-    def begin(self) -> None:
-        """Send what is there from the beginning."""
-        for number in self._followers.get(START, ()):
-            for chunk in range(len(self._chunks[self._schedule[number].sends])):
-                self._send(number, chunk)
-
-    def receive(self, lane: int) -> None:
-        """Receive all that this lane is to receive, in order.
+    def run(self, lane: int) -> None:
+        """Send what this lane has from the beginning, and receive all that it is to receive, in order.
 
         Raises:
             PeerLostError: a peer is gone or has sent nothing for the time-out.
@@ -108,10 +102,12 @@ class Exchange:
             if hop.lane == lane
             for chunk in range(len(self._chunks[hop.receives]))
         ]
-        posted: deque[tuple[Any, Landing]] = deque()
+        # Awaited before anything is sent: what arrives unawaited has to be asked for, a round trip more.
+        posted = deque(self._post(*cell) for cell in cells[: self._in_flight])
+        self._begin(lane)
         for place, (number, chunk) in enumerate(cells):
-            while len(posted) < self._in_flight and place + len(posted) < len(cells):
-                posted.append(self._post(*cells[place + len(posted)]))
+            if place and place + self._in_flight <= len(cells):
+                posted.append(self._post(*cells[place + self._in_flight - 1]))
             work, landing = posted.popleft()
             self._wait(work, self._schedule[number].receive_from, "from")
             self._arrived(number, chunk, landing)
@@ -120,10 +116,16 @@ class Exchange:
         """Wait until all has left; call it when every lane is through.
 
         Raises:
-            PeerLostError: as `receive`.
+            PeerLostError: as `run`.
         """
         for peer, work in self._sends:
             self._wait(work, peer, "to")
+
+    def _begin(self, lane: int) -> None:
+        for number in self._followers.get(START, ()):
+            hop = self._schedule[number]
+            for chunk in range(len(self._chunks[hop.sends]) if hop.lane == lane else 0):
+                self._send(number, chunk)
 
     def _post(self, number: int, chunk: int) -> tuple[Any, Landing]:
         hop = self._schedule[number]

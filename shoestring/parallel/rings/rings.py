@@ -1,4 +1,4 @@
-"""Ring collectives for groups that are fast inside and slow between (source: ours, after PaRO, arXiv 2310.06003)."""
+"""Ring collectives for groups fast inside and slow between (source: ours, after PaRO, arXiv 2310.06003)."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Pending:
         """Until the result is there. On CUDA the current stream waits, not the caller.
 
         Raises:
-            PeerLostError: a rank died, or was silent for the time-out. What the tensors hold is then undefined, and
-                every later collective of these rings fails too: close them and form new ones.
+            PeerLostError: a rank died, or was silent for the time-out. What the tensors hold is then
+                undefined, and every later collective of these rings fails too: close them and form new ones.
         """
         if self._future is None:
             return
@@ -54,27 +54,27 @@ class Pending:
 
 
 class Rings:
-    """Collectives over all ranks (`world`), inside this rank's group (`group`), and between the ranks that have its
-    place in the other groups (`peers`). All calls return at once.
+    """Collectives over all ranks (`world`), inside this rank's group (`group`), and between the ranks that
+    have its place in the other groups (`peers`). All calls return at once.
 
-    Collectives of one scope run in the order issued, which must be the same on all ranks of the scope; those of
-    different scopes run at the same time, on separate connections. Tensors must be contiguous and be left alone
-    until `wait` has returned.
+    Collectives of one scope run in the order issued, which must be the same on all ranks of the scope; those
+    of different scopes run at the same time, on separate connections. Tensors must be contiguous and be left
+    alone until `wait` has returned.
 
-    A tensor of N elements is cut into d blocks as by torch.tensor_split, d the ranks of the scope. Each block is
-    summed along one path and then copied, so results are bit-equal on all ranks; `overlap` and `sequential` are
-    bit-equal to one another. Sums are made in the tensor's dtype: bf16 rounds once per hop.
+    A tensor of N elements is cut into d blocks as by torch.tensor_split, d the ranks of the scope. Each
+    block is summed along one path and then copied, so results are bit-equal on all ranks; `overlap` and
+    `sequential` are bit-equal to one another. Sums are made in the tensor's dtype: bf16 rounds once per hop.
 
     Args:
         layout: the groups, or nested lists of ranks.
-        rank, store: the default process group's where not given. A store keeps the addresses of what was formed on
-            it, so each Rings on one store needs a `name` of its own.
+        rank, store: the default process group's where not given. A store keeps the addresses of what was
+            formed on it, so each Rings on one store needs a `name` of its own.
         device: decides the backend: NCCL for CUDA, gloo for the CPU.
         timeout_s: longest silence of a peer.
         chunk_bytes: 0: by the size of the blocks.
         in_flight: chunks that are awaited at the same time.
-        order: `rank`: block i of `world` belongs to rank i; `nested`: to the rank whose Layout.shard("G") is i, so
-            that shards of groups are cut into shards of ranks. `group` and `peers` go by position.
+        order: `rank`: block i of `world` belongs to rank i; `nested`: to the rank whose Layout.shard("G") is
+            i, so that shards of groups are cut into shards of ranks. `group` and `peers` go by position.
         scopes: which to connect; a scope of one rank needs no connection.
         choose: the rule behind method "auto".
 
@@ -125,9 +125,14 @@ class Rings:
             raise
 
     def all_gather(
-        self, output: torch.Tensor, shard: torch.Tensor, scope: Scope = "world", method: Method | Choice = "auto"
+        self,
+        output: torch.Tensor,
+        shard: torch.Tensor,
+        scope: Scope = "world",
+        method: Method | Choice = "auto",
     ) -> Pending:
-        """Every rank's `shard` into `output` [N]; `shard` has this rank's block's size, and may be that very view.
+        """Every rank's `shard` into `output` [N]; `shard` has this rank's block's size, and may be that very
+        view.
 
         Raises:
             ConfigError: sizes, dtypes or places do not fit, or the scope is not connected.
@@ -136,7 +141,11 @@ class Rings:
         return self._submit("all_gather", output, shard, scope, method)
 
     def reduce_scatter(
-        self, shard: torch.Tensor, input: torch.Tensor, scope: Scope = "world", method: Method | Choice = "auto"
+        self,
+        shard: torch.Tensor,
+        input: torch.Tensor,
+        scope: Scope = "world",
+        method: Method | Choice = "auto",
     ) -> Pending:
         """The sum over ranks of this rank's block of `input` [N] into `shard`, which may be that very view.
 
@@ -164,8 +173,10 @@ class Rings:
             ConfigError: the scope is not connected.
         """
         runner = self._runner(scope)
-        sizes = block_sizes(tensor.numel(), runner.seat.size)
-        return tensor.view(-1).split(sizes)[runner.seat.block]
+        blocks: tuple[torch.Tensor, ...] = tensor.view(-1).split(
+            block_sizes(tensor.numel(), runner.seat.size)
+        )
+        return blocks[runner.seat.block]
 
     def close(self) -> None:
         """End threads and connections. What is still under way fails. May be called again."""
@@ -187,7 +198,8 @@ class Rings:
     def _runner(self, scope: Scope) -> Runner:
         if scope not in self._runners:
             raise ConfigError(
-                f"the scope {scope!r} is not connected", f"take one of {', '.join(self._runners)}, or form with it"
+                f"the scope {scope!r} is not connected",
+                f"take one of {', '.join(self._runners)}, or form rings with it",
             )
         return self._runners[scope]
 
@@ -220,7 +232,7 @@ class Rings:
         return Pending(choice, future)
 
     def _fail(self, error: BaseException) -> BaseException:
-        """Break everything, so that no thread here and no peer waits for what will not come; the first error."""
+        """Break everything, lest a thread or a peer wait for what will not come; gives the first error."""
         with self._lock:
             if self._error is not None:
                 return self._error
@@ -240,6 +252,7 @@ def _check(operation: Operation, whole: torch.Tensor, shard: torch.Tensor | None
     if shard.numel() != expected or shard.dtype != whole.dtype or shard.device != whole.device:
         raise ConfigError(
             f"{operation}: the shard has {shard.numel()} elements of {shard.dtype} on {shard.device}; block "
-            f"{seat.block} of {seat.size} of the other tensor has {expected} of {whole.dtype} on {whole.device}",
+            f"{seat.block} of {seat.size} of the other tensor has {expected} of {whole.dtype} on "
+            f"{whole.device}",
             "take `Rings.block` of the whole tensor, or a tensor like it",
         )

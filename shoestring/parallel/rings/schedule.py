@@ -1,10 +1,10 @@
 """Who sends which block to whom, and after what: pure lists of hops, no tensors (source: the flat ring is
 common knowledge; the hierarchical ones are ours, after "overlapping rings" of PaRO, arXiv 2310.06003).
 
-A collective is cut into d blocks, one per rank. A *hop* passes one block to the next rank of a ring while another
-comes from the rank before. A block travels in chunks, and chunk c may leave as soon as chunk c of the hop that it
-depends on is there, so hops overlap. A schedule is one or two *lanes* of hops: each lane receives in its own order,
-both at the same time.
+A collective is cut into d blocks, one per rank. A *hop* passes one block to the next rank of a ring while
+another comes from the rank before. A block travels in chunks, and chunk c may leave as soon as chunk c of
+the hop that it depends on is there, so hops overlap. A schedule is one or two *lanes* of hops: each lane
+receives in its own order, both at the same time.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class Hop:
         sends, receives: blocks.
         adds: what arrives is added to the block; else it replaces it.
         send_after: the hop that completes what is sent; START: it is there from the beginning.
-        add_after: the hop whose sum must be in the block before this one's, lest the order of sums, and with it
-            the last bit, be left to chance; START: none.
+        add_after: the hop whose sum must be in the block before this one's, lest the order of sums, and with
+            it the last bit, be left to chance; START: none.
         delivers: what this hop receives is the result of a reduce-scatter.
     """
 
@@ -77,7 +77,7 @@ class Ring:
 
 
 def block_sizes(items: int, parts: int) -> list[int]:
-    """Sizes of `parts` blocks of `items` elements, as torch.tensor_split cuts them: the first ones one larger."""
+    """Sizes of `parts` blocks of `items` elements, as torch.tensor_split cuts them."""
     least, more = divmod(items, parts)
     return [least + 1] * more + [least] * (parts - more)
 
@@ -99,7 +99,7 @@ def flat(operation: str, ring: Ring, place: Place) -> Schedule:
 
 
 def direct(operation: str, ring: Ring, place: Place) -> Schedule:
-    """No ring: everybody sends to everybody at once; one step, or two for all-reduce, but many flows leave a group.
+    """No ring: everybody sends to everybody at once; one step or two, but many flows leave a group.
 
     Args:
         place: position -> the block that belongs there.
@@ -122,8 +122,8 @@ def direct(operation: str, ring: Ring, place: Place) -> Schedule:
 
 
 def overlapping(operation: str, layout: Layout, rank: int, place: Place) -> Schedule:
-    """Both levels at once. All-gather: while a block goes on to the next group, the group gathers what arrived
-    before; reduce-scatter is its mirror image, all-reduce one after the other, chunk by chunk.
+    """Both levels at once. All-gather: while a block goes on to the next group, the group gathers what
+    arrived before; reduce-scatter is its mirror image, all-reduce one after the other, chunk by chunk.
 
     Args:
         place: rank -> its block.
@@ -174,6 +174,11 @@ def _gather(hops: list[Hop], ring: Ring, place: Place, after: int) -> None:
         after = len(hops) - 1
 
 
+def _of_group(layout: Layout, group: int, place: Place) -> Place:
+    """Local position -> the block of that rank of a group."""
+    return lambda local: place(layout.groups[group][local])
+
+
 def _levels(layout: Layout, rank: int) -> tuple[Ring, Ring]:
     """(ring inside the group, ring of the peers)."""
     group, local = layout.locate(rank)
@@ -184,14 +189,14 @@ def _levels(layout: Layout, rank: int) -> tuple[Ring, Ring]:
 def _reduce_both(hops: list[Hop], layout: Layout, rank: int, place: Place) -> int:
     """The hop that completes this rank's block.
 
-    The group sums the blocks of one group after the other, beginning with the one that travels longest; each sum
-    is added to what has come from the group before, and goes on.
+    The group sums the blocks of one group after the other, beginning with the one that travels longest; each
+    sum is added to what has come from the group before, and goes on.
     """
     inside, between = _levels(layout, rank)
     summed = last = START
     for step in range(between.size):
         ready = summed if step == 1 else last
-        _reduce(hops, inside, lambda local, a=between.at(step + 1): place(layout.groups[a][local]))
+        _reduce(hops, inside, _of_group(layout, between.at(step + 1), place))
         summed = len(hops) - 1
         if step:
             sends = place(layout.groups[between.at(step)][inside.position])
@@ -212,7 +217,7 @@ def _gather_both(hops: list[Hop], layout: Layout, rank: int, place: Place, owned
             receives = place(layout.groups[between.at(step + 1)][inside.position])
             hops.append(between.hop(sends, receives, False, after))
             after = len(hops) - 1
-        _gather(hops, inside, lambda local, a=here: place(layout.groups[a][local]), arrived)
+        _gather(hops, inside, _of_group(layout, here, place), arrived)
 
 
 def _only(hops: Sequence[Hop], lane: int) -> Schedule:

@@ -1,4 +1,4 @@
-"""Runs a schedule over NCCL: the same hops, each lane a CUDA stream, what must wait held by events (source: ours).
+"""Runs a schedule over NCCL: the same hops, each lane a stream, what must wait held by events (source: ours).
 
 Not tried on this project's machines, which have no GPU.
 """
@@ -15,10 +15,10 @@ from shoestring.parallel.rings.schedule import START, Hop, Schedule
 
 
 class StreamExchange:
-    """Enqueues everything at once, in the schedule's order, which is the same on all ranks; nothing waits here.
+    """Enqueues everything at once, in the schedule's order, the same on all ranks; nothing waits here.
 
-    Each hop's chunk is one send and one receive in one NCCL group, so neither can block the other. A hop only waits
-    for hops before it in the schedule, so an event that is waited on has been recorded.
+    Each hop's chunk is one send and one receive in one NCCL group, so neither can block the other. A hop
+    only waits for hops before it in the schedule, so an event that is waited on has been recorded.
 
     Args:
         connections: one for each lane, so that the lanes' kernels do not queue behind one another.

@@ -21,8 +21,8 @@ from shoestring.parallel.rings.streams import StreamExchange
 
 # Shorter chunks cost more in calls than they win by leaving earlier, longer ones win nothing (measured).
 CHUNK_LEAST_BYTES = 64 * 2**10
-CHUNK_MOST_BYTES = 512 * 2**10
-CHUNKS_A_BLOCK = 8
+CHUNK_MOST_BYTES = 256 * 2**10
+CHUNKS_A_BLOCK = 4
 
 Fail = Callable[[BaseException], BaseException]
 
@@ -138,14 +138,15 @@ class GlooRunner:
             if self._failed is not None:
                 raise self._failed
             _keep_own(job, self.seat, before=True)
-            if method != "backend" or not self._by_backend(job, connection):
-                for schedule in self.seat.schedules(job.operation, "direct" if method == "backend" else method):
-                    self._exchange(job, schedule, connection)
+            if method == "backend" and self._by_backend(job, connection):
+                return
+            for schedule in self.seat.schedules(job.operation, "direct" if method == "backend" else method):
+                self._exchange(job, schedule, connection)
         except BaseException as error:
             first = self._broken(error)
             if isinstance(first, PeerLostError):
                 raise PeerLostError(f"{job.what}: {first}") from error
-            raise first from error
+            raise
         finally:
             with self._lock:
                 self._under_way -= 1
@@ -153,13 +154,10 @@ class GlooRunner:
     def _exchange(self, job: Job, schedule: Schedule, connection: Connection) -> None:
         result = job.result if job.operation == "reduce_scatter" else None
         items = chunk_items(job.blocks, self._chunk_bytes)
-        exchange = Exchange(
-            connection, schedule, job.blocks, result, items, self._in_flight, self._scratch
-        )
+        exchange = Exchange(connection, schedule, job.blocks, result, items, self._in_flight, self._scratch)
         beside = [self._beside.submit(self._lane, exchange, lane) for lane in range(1, exchange.lanes)]
         try:
-            exchange.begin()
-            exchange.receive(0)
+            exchange.run(0)
         except BaseException as error:
             self._broken(error)
             raise
@@ -170,7 +168,7 @@ class GlooRunner:
 
     def _lane(self, exchange: Exchange, lane: int) -> None:
         try:
-            exchange.receive(lane)
+            exchange.run(lane)
         except BaseException as error:
             # At once, not when the other lane is through: it may wait for what this one would have sent.
             self._broken(error)

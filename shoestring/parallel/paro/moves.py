@@ -1,0 +1,70 @@
+"""Which rank sends which elements to whom when shards are cut anew: pure arithmetic (source: ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from shoestring.cluster.strategies import Layout
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Move:
+    """Elements [start, stop) of a flat go from one rank to another; source == target: they stay."""
+
+    source: int
+    target: int
+    start: int
+    stop: int
+
+
+def cut_shard(numel: int, padded: int, layout: Layout, letter: str, rank: int) -> Range:
+    """Elements [start, stop) of a flat that a rank holds by a letter, without filling."""
+    index, parts = layout.shard(letter, rank)
+    width = padded // parts
+    return min(index * width, numel), min((index + 1) * width, numel)
+
+
+def plan_moves(
+    wanted: Sequence[Range], offers: Sequence[Range | None], layout: Layout
+) -> tuple[list[Move], dict[int, list[Range]]]:
+    """Cover what each rank wants from what ranks offer: its own first, then its group's, then others',
+    spread out.
+
+    Args:
+        wanted: by rank.
+        offers: by rank; None: nothing.
+        layout: the new groups.
+
+    Returns:
+        (moves in one order for all ranks, rank -> ranges that nobody offers)
+    """
+    moves: list[Move] = []
+    missing: dict[int, list[Range]] = {}
+    size = layout.size
+    for target in range(size):
+        group, _ = layout.locate(target)
+        near = set(layout.groups[group])
+        order = sorted(
+            range(size),
+            key=lambda rank, t=target: (rank != t, rank not in near, (rank - t) % size),  # type: ignore[misc]
+        )
+        due = [wanted[target]] if wanted[target][0] < wanted[target][1] else []
+        for source in order:
+            offer = offers[source]
+            if offer is None or not due:
+                continue
+            left: list[Range] = []
+            for start, stop in due:
+                low, high = max(start, offer[0]), min(stop, offer[1])
+                if low >= high:
+                    left.append((start, stop))
+                    continue
+                moves.append(Move(source, target, low, high))
+                left += [part for part in ((start, low), (high, stop)) if part[0] < part[1]]
+            due = left
+        if due:
+            missing[target] = due
+    return moves, missing
