@@ -32,7 +32,7 @@ from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig,
 from shoestring.fleet.launch import Launch, load_entry
 from shoestring.fleet.local import LocalHost
 from shoestring.fleet.supervisor import Interrupts, OnStatus, Supervisor
-from shoestring.train.loop import TrainConfig
+from shoestring.train.config import TrainConfig
 from shoestring.train.task import BaseTask, LossOut, SampleIds, StepContext
 from shoestring.train.worker import TrainPayload
 from shoestring.train.worker import main as train_worker

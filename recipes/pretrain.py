@@ -10,7 +10,7 @@ from shoestring.fleet.config import (
 )
 from shoestring.jobs.pretrain.config import EvaluateConfig, PretrainConfig
 from shoestring.models.moe_lm.config import MoeConfig
-from shoestring.train.loop import TrainConfig
+from shoestring.train.config import TrainConfig
 from shoestring.train.schedules import ScheduleConfig
 
 

@@ -89,11 +89,14 @@ class Group:
 
     Args:
         rank, size: this member's number, and how many there are.
+        store: the round's rendezvous, for further connections of the same members; None with one member.
     """
 
-    def __init__(self, rank: int, size: int) -> None:
+    def __init__(self, rank: int, size: int, store: RendezvousStore | None = None) -> None:
         self.rank = rank
         self.size = size
+        # torch keeps only the C++ half of a store; without this one its methods would be gone.
+        self.store = store
 
     def sum_(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum over the members, in place; bit-equal on every member.
@@ -146,15 +149,16 @@ def form(
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         os.environ["NCCL_SOCKET_IFNAME"] = "lo"
     backend = "nccl" if device.type == "cuda" else "gloo"
+    store = RendezvousStore(table, min(FORM_TIMEOUT_S, timeout_s))
     try:
         with peer_errors():
             forming_s = min(FORM_TIMEOUT_S, timeout_s)
             dist.init_process_group(
-                backend, store=RendezvousStore(table, forming_s), rank=rank, world_size=size,
+                backend, store=store, rank=rank, world_size=size,
                 timeout=timedelta(seconds=forming_s), device_id=device if device.type == "cuda" else None,
             )
             distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
-        yield Group(rank, size)
+        yield Group(rank, size, store)
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -125,6 +125,7 @@ class Alignment:
             self._exchange = RingExchange(
                 layout,
                 group.rank,
+                group.store,
                 device=self._device,
                 timeout_s=self._config.exchange_timeout_s,
                 strategy=strategy,

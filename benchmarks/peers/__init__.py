@@ -1,0 +1,1 @@
+"""The sharded training of other projects, each run as its users would run it, beside ours."""
