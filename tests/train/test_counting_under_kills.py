@@ -19,7 +19,7 @@ from shoestring.fleet.config import CheckpointConfig
 from shoestring.fleet.launch import Launch
 from shoestring.fleet.local import LocalHost
 from shoestring.fleet.supervisor import Interrupts, Supervisor
-from shoestring.train.config import TrainConfig
+from shoestring.train.config import ShardingConfig, TrainConfig
 from shoestring.train.schedules import ScheduleConfig
 from tests.train.fleets import final_state, make_launch
 
@@ -61,13 +61,27 @@ class ChaosHost(LocalHost):
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", range(20))
 def test_all_ones_after_an_epoch_of_kills(tmp_path: Path, seed: int) -> None:
-    train = TrainConfig(clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0))
+    check_all_ones(tmp_path, seed, 2 + seed % 2, ShardingConfig())
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strategy", ["IIG", "NII", "NNG", "GGG", "III"])
+def test_all_ones_where_the_state_is_cut(tmp_path: Path, strategy: str, seed: int) -> None:
+    groups = {"w0": "a", "w1": "a", "w2": "b", "w3": "b"}
+    check_all_ones(tmp_path, seed, 3 + seed % 2, ShardingConfig(strategy=strategy, groups=groups))
+
+
+def check_all_ones(tmp_path: Path, seed: int, workers: int, sharding: ShardingConfig) -> None:
+    train = TrainConfig(
+        clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0), sharding=sharding
+    )
     launch = make_launch(
         tmp_path,
         "counting",
         {"samples": SAMPLES},
         SAMPLES,
-        workers=2 + seed % 2,
+        workers=workers,
         batch=10,
         train=train,
         checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed, keep=2),

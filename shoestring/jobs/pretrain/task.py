@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from shoestring.data.tokens import TokenDataset
 from shoestring.jobs.pretrain.config import PretrainConfig, Ready
+from shoestring.models.moe_lm import layout
 from shoestring.models.moe_lm.model import MoeLM
 from shoestring.train.muon import build_optimizer
-from shoestring.train.task import BaseTask, LossOut, SampleIds, StepContext
+from shoestring.train.task import BaseTask, LossOut, ParallelLayout, SampleIds, StepContext
 
 STATS = ("expert_load", "router_logit_sum", "router_logit_sq_sum")
 
@@ -75,6 +76,11 @@ class PretrainTask(BaseTask):
         """Move the routers' running means and deviations."""
         assert isinstance(model, MoeLM)
         model.absorb({name: value.float() for name, value in stats.items()})
+
+    def parallel_layout(self, model: nn.Module) -> ParallelLayout:
+        """By blocks; the router stays in fp32."""
+        assert isinstance(model, MoeLM)
+        return ParallelLayout(layout.units(model), layout.METHODS, layout.keeps_fp32)
 
 
 def pieces_at(progress: float, pieces: int, until: float) -> int:

@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, h hidden, L layers, E experts, V vocabulary.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -113,14 +113,27 @@ class MoeLM(nn.Module):
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
         """Draw all weights anew from `seed`: normal matrices, gains of one (the last: `final_norm_init`)."""
+        parameters = dict(self.named_parameters())
+        for name, value in self.initial_values(seed):
+            if name in parameters:
+                parameters[name].copy_(value)
+
+    def initial_values(self, seed: int) -> Iterator[tuple[str, Tensor]]:
+        """(name, value) of each parameter, then of each buffer, in fp32 on the CPU, one at a time.
+
+        Depends on `seed` and the shapes alone, so the model may be on the meta device.
+        """
         generator = torch.Generator(device="cpu").manual_seed(seed)
-        config = self.config
+        gain = self.config.final_norm_init
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
-                parameter.fill_(config.final_norm_init if name.startswith("final_norm") else 1.0)
+                value = gain if name.startswith("final_norm") else 1.0
+                yield name, torch.full(parameter.shape, value, device="cpu")
                 continue
             drawn = torch.randn(parameter.shape, generator=generator, device="cpu")
-            parameter.copy_(drawn * self._init_std(name, parameter))
+            yield name, drawn * self._init_std(name, parameter)
+        yield "router_mean", torch.zeros(self.router_mean.shape, device="cpu")
+        yield "router_std", torch.ones(self.router_std.shape, device="cpu")
 
     def _init_std(self, name: str, parameter: Tensor) -> float:
         config = self.config
