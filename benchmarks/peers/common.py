@@ -8,6 +8,7 @@ the peers' arms, and an arm of ours hands itself to `measure` in the same way.
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import resource
 import statistics
@@ -27,6 +28,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 SHAPES = {
     "llama_tiny": (256, 64, 2, 4, 128),
     "llama_8m": (2048, 320, 6, 5, 864),
+    "llama_5m": (2048, 256, 5, 4, 704),
     "llama_14m": (2048, 448, 5, 7, 1344),
 }
 
@@ -110,6 +112,10 @@ class Arm(Protocol):
         """
         ...
 
+    def settle(self) -> None:
+        """Return once nothing of the last step is under way any more."""
+        ...
+
     def close(self) -> None:
         """End threads and connections of its own."""
         ...
@@ -175,7 +181,7 @@ def measure(arm: Arm, setup: Setup, ranks: Iterable[int], check: bool = False) -
         gradient_norms (of the steps looked at), and the bytes held (the fullest rank's, in the first step).
     """
     numbers = list(ranks)
-    losses, step_s, sent_bytes = [], [], []
+    losses, step_s, marks_bytes = [], [], []
     seen: list[Seen] = []
     for step in range(setup.warmup + setup.steps):
         batches = [
@@ -183,13 +189,17 @@ def measure(arm: Arm, setup: Setup, ranks: Iterable[int], check: bool = False) -
         ]
         look = seen.append if check or step == 0 else None
         barrier()
-        before_bytes = host_sent_bytes()
+        # From start to start: what an arm sends on after its step is counted, once.
+        marks_bytes.append(float(host_sent_bytes()))
         start = perf_counter()
         found = arm.step(batches, look)
+        if step + 1 in (setup.warmup, setup.warmup + setup.steps):
+            arm.settle()  # so that what the timed steps send is sent, and timed, in them
         step_s.append(perf_counter() - start)
-        barrier()
-        sent_bytes.append(float(host_sent_bytes() - before_bytes))
         losses.append(float(found.double().mean()))
+    barrier()
+    marks_bytes.append(float(host_sent_bytes()))
+    sent_bytes = [after - before for before, after in itertools.pairwise(marks_bytes)]
     held = asdict(seen[0].held)
     return {
         "losses": [loss / processes() for loss in over_ranks(losses, dist.ReduceOp.SUM)],
@@ -237,6 +247,9 @@ class Plain:
                 for parameter, part in zip(self._working, parts, strict=True):
                     parameter.copy_(part.view_as(parameter))
         return torch.stack(losses)
+
+    def settle(self) -> None:
+        """See Arm: nothing is under way."""
 
     def close(self) -> None:
         """See Arm: there is nothing to end."""

@@ -92,6 +92,9 @@ class FsdpArm:
         self._optimizer.zero_grad(set_to_none=True)
         return torch.stack(losses)
 
+    def settle(self) -> None:
+        """See Arm: nothing outlives a step."""
+
     def close(self) -> None:
         """See Arm."""
         if self._rings is not None:

@@ -7,9 +7,12 @@ Ranks find each other by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. The arms
     fsdp2_rings, hsdp_rings, hsdp_deferred_rings  FSDP2 on our rings
     zero3, hpz                                    DeepSpeed on gloo's own collectives
     zero3_rings, hpz_rings                        DeepSpeed on our rings
+    zero3_held, zero3_held_rings                  the same with DeepSpeed's thresholds as they come
+    paro_NNN .. paro_IIG                          ours (see benchmarks.peers.ours)
 
 Several arms run in the same processes, which saves the start and alternates them; the peak resident size is
-then of all so far. `--set name=value` changes a setting of the arm (a field of FsdpChoice or ZeroChoice).
+then of all so far. `--set name=value` changes a setting of the arm (a field of FsdpChoice,
+ZeroChoice or ParoChoice).
 """
 
 from __future__ import annotations
@@ -37,10 +40,13 @@ from benchmarks.peers.common import (
     over_ranks,
     peak_rss_bytes,
 )
+from benchmarks.peers import ours
 from benchmarks.peers.fsdp import FsdpArm, FsdpChoice
+from benchmarks.peers.ours import ParoArm, ParoChoice
 from benchmarks.peers.zero import ZeroArm, ZeroChoice
 
-CHOICES: dict[str, FsdpChoice | ZeroChoice] = {
+PeerChoice = FsdpChoice | ZeroChoice | ParoChoice
+CHOICES: dict[str, PeerChoice] = {
     "fsdp2": FsdpChoice(),
     "hsdp": FsdpChoice(hybrid=True),
     "hsdp_deferred": FsdpChoice(hybrid=True, deferred=True),
@@ -51,6 +57,9 @@ CHOICES: dict[str, FsdpChoice | ZeroChoice] = {
     "hpz": ZeroChoice(hpz=True),
     "zero3_rings": ZeroChoice(rings=True),
     "hpz_rings": ZeroChoice(hpz=True, rings=True),
+    "zero3_held": ZeroChoice(scaled=False),
+    "zero3_held_rings": ZeroChoice(scaled=False, rings=True),
+    **dict(ours.CHOICES),
 }
 
 
@@ -59,12 +68,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser().parse_args(argv)
     setup = Setup(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Setup)})
     rank, world = join()
+    compute_s: dict[int, float] = {}
     for number, name in enumerate(args.arm * args.rounds):
         if name == "single":
             result = _single(setup, args.ranks, args.check)
         else:
             choice = changed(CHOICES[name], args.set)
+            states = states_of(choice, setup, world)
+            if not args.check and states not in compute_s:
+                compute_s[states] = compute_only(setup, states)
             result = _sharded(setup, choice, args.check, f"peers/{number}")
+            result |= {} if args.check else {"compute_only_s": compute_s[states]}
         if rank == 0:
             print(
                 json.dumps({"arm": name, "set": args.set, "setup": dataclasses.asdict(setup), **result}),
@@ -75,8 +89,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         dist.destroy_process_group()
 
 
-def start(setup: Setup, choice: FsdpChoice | ZeroChoice, name: str = "peers") -> Arm:
+def start(setup: Setup, choice: PeerChoice, name: str = "peers") -> Arm:
     """The arm of a choice, on the default group; `name` tells its rings from others'."""
+    if isinstance(choice, ParoChoice):
+        return ParoArm(setup, choice, name)
     if isinstance(choice, ZeroChoice):
         return ZeroArm(setup, choice, name)
     return FsdpArm(setup, choice, name)
@@ -88,13 +104,13 @@ def _single(setup: Setup, ranks: int, check: bool) -> dict[str, Any]:
     return _summary(setup, ranks, measure(Plain(setup), setup, range(ranks), check))
 
 
-def _sharded(setup: Setup, choice: FsdpChoice | ZeroChoice, check: bool, name: str) -> dict[str, Any]:
+def _sharded(setup: Setup, choice: PeerChoice, check: bool, name: str) -> dict[str, Any]:
     world = dist.get_world_size()
     result: dict[str, Any] = {"choice": dataclasses.asdict(choice)}
-    if not check:
-        result["compute_only_s"] = compute_only(setup, states_of(choice, setup, world))
     arm = start(setup, choice, name)
     result |= measure(arm, setup, [dist.get_rank()], check)
+    if isinstance(arm, ParoArm):
+        result["units"] = arm.units()
     dist.barrier()
     arm.close()
     del arm
@@ -114,8 +130,10 @@ def _summary(setup: Setup, ranks: int, result: dict[str, Any]) -> dict[str, Any]
     }
 
 
-def states_of(choice: FsdpChoice | ZeroChoice, setup: Setup, world: int) -> int:
+def states_of(choice: PeerChoice, setup: Setup, world: int) -> int:
     """Into how many parts the choice cuts masters and moments."""
+    if isinstance(choice, ParoChoice):
+        return ours.states_of(choice, setup, world)
     return setup.ranks_per_host if isinstance(choice, FsdpChoice) and choice.hybrid else world
 
 

@@ -84,6 +84,9 @@ class ZeroArm:
             look(Seen(held, float(self._engine.get_global_grad_norm())))
         return torch.stack(losses)
 
+    def settle(self) -> None:
+        """See Arm: nothing outlives a step."""
+
     def close(self) -> None:
         """See Arm."""
         self._engine.destroy()

@@ -68,7 +68,10 @@ class JobCost(Config):
         compute_dtype: of parameters and matrix products: which rate of the devices counts.
         parameter_bytes: of one working parameter, in memory and on the wire.
         accumulated_bytes: of one accumulated gradient; 0: as on the wire.
-        moment_bytes: optimizer states of one parameter beside the master: Adam 8, Muon or momentum 4, SGD 0.
+        moment_bytes: optimizer states of one parameter beside the master: Adam 8, Muon or momentum 4, SGD 0;
+            the mean over all parameters.
+        update_bytes: of one parameter, the mean over all: what ranks that hold the whole states sum up to
+            share the work of an update (Muon's matrices); nothing hides it.
         update_s: measured, of the optimizer's update of all trainable parameters by one rank; 0: a guess.
     """
 
@@ -87,7 +90,8 @@ class JobCost(Config):
     compute_dtype: str = "fp32"
     parameter_bytes: int = 4
     accumulated_bytes: int = 0
-    moment_bytes: int = 8
+    moment_bytes: float = 8.0
+    update_bytes: float = 0.0
     update_s: float = 0.0
 
     @property
@@ -241,17 +245,21 @@ def step_cost(
     whole_update_s = job.update_s or job.trainable * model.update_s_per_parameter
     update_s = whole_update_s / wires.layout.parts(strategy.states)
     norm = wires.collective("all_reduce", "world", NORM_BYTES)
-    norm_s = 0.0 if norm is NOTHING else _seconds(norm, model)
+    shared_bytes = job.trainable * job.update_bytes if strategy.states == "N" else 0.0
+    shared = wires.collective("all_reduce", "world", shared_bytes)
+    extra_s = sum(_seconds(move, model) for move in (norm, shared) if move is not NOTHING)
     wanted_s = s * micro_compute_s + update_s
     times = [(root.gather, s), (root.scatter, s), (root.sync_gradients, 1), (root.sync_parameters, 1)]
     times += [(layer.gather, s * max(0, 2 * layers - 1)), (layer.scatter, s * layers)]
     times += [(layer.sync_gradients, layers), (layer.sync_parameters, layers)]
     moved = [(move, count) for chain, count in times for _, move in chain]
+    moved += [] if shared is NOTHING else [(shared, 1)]
+    alone_s = 0.0 if norm is NOTHING else _seconds(norm, model)
     return StepCost(
         compute_s=wanted_s,
-        communication_s=sum(_seconds(move, model) * count for move, count in moved) + norm_s,
-        exposed_s=network_s + norm_s + update_s - wanted_s,
-        step_s=network_s + norm_s + update_s,
+        communication_s=sum(_seconds(move, model) * count for move, count in moved) + alone_s,
+        exposed_s=network_s + extra_s + update_s - wanted_s,
+        step_s=network_s + extra_s + update_s,
         worker_bytes=sum(move.worker_bytes * count for move, count in moved),
         card_bytes=sum(move.card_bytes * count for move, count in moved),
         local_bytes=sum(move.local_bytes * count for move, count in moved),

@@ -1,8 +1,8 @@
-"""Chooses how a job is spread over a cluster, and says what the other ways would have cost (source: ours).
+"""Chooses what of a job's state is sharded over a cluster, and says what the other ways would have cost
+(source: ours).
 
-Pure functions of the job's cost, the cluster and the wishes: `plan_workers` splits one node into workers that
-each hold everything, `plan_strategy` weighs the 27 ways to shard. Assumptions stand with the formulas
-(`costs`, `wires`) and in docs/design/cluster.md.
+Pure functions of the job's cost, the cluster and the wishes. Assumptions stand with the formulas (`costs`,
+`wires`) and in docs/design/cluster.md. How a machine is split into workers is in `workers`.
 """
 
 from __future__ import annotations
@@ -27,122 +27,17 @@ from shoestring.cluster.topology import Cluster
 from shoestring.cluster.wires import Method, Wires, wires_of
 
 __all__ = [
-    "Alternative",
     "JobCost",
-    "Plan",
     "StrategyPlan",
     "StrategyRow",
     "layout_for",
     "plan_strategy",
-    "plan_workers",
 ]
 
-STATE_BYTES_PER_PARAMETER = 4 + 4 + 8  # fp32 master weight, fp32 gradient, two fp32 moments
 TIE = 1.02  # step times closer than that are the same: the prediction is no better
 AUTO = "auto"
+PLAIN = "NNN"
 _SURVIVAL: tuple[Source, ...] = ("whole", "masters", "lost")  # best first
-
-
-class Alternative(Config):
-    """One way to run the job; `rejected` says why it fell, empty for the chosen one."""
-
-    name: str
-    workers: int
-    threads: int
-    compute_s: float
-    exchange_s: float
-    step_s: float
-    memory_bytes: int
-    survives_a_worker: bool
-    rejected: str = ""
-
-
-class Plan(Config):
-    """The choice, its reason, and everything that was weighed."""
-
-    workers: int
-    threads: int
-    reason: str
-    alternatives: tuple[Alternative, ...]
-
-
-def plan_workers(job: JobCost, cluster: Cluster, wanted: int = 0) -> Plan:
-    """Workers and threads for a data-parallel job on one node.
-
-    Time of a step: compute = batch x flops / (workers x rate(threads)); exchange of a ring
-    all-reduce = 2 (w-1)/w x gradient bytes / bandwidth + 2 (w-1) x latency (not overlapped).
-    Memory: per worker base + 16 bytes a parameter (fp32 master, gradient, two moments) + activations.
-
-    Args:
-        wanted: number of workers that the user asks for; 0: choose.
-
-    Raises:
-        ValueError: no way fits, or `wanted` is more than there are cores.
-    """
-    device = cluster.nodes[0].devices[0]
-    ways = (
-        [n for n in range(1, device.cores + 1) if device.cores % n == 0]
-        if device.kind == "cpu"
-        else [len(cluster.nodes[0].devices)]
-    )
-    if wanted and wanted not in ways:
-        ways.append(wanted)
-    weighed = [_weigh(job, cluster, workers) for workers in sorted(ways)]
-    fitting = [way for way in weighed if way.memory_bytes <= device.memory_bytes]
-    if wanted:
-        fitting = [way for way in fitting if way.workers == wanted]
-    if not fitting:
-        least = min(weighed, key=lambda way: way.memory_bytes)
-        raise ValueError(
-            f"no way fits into {device.memory_bytes} bytes; the smallest needs {least.memory_bytes}"
-        )
-    chosen = min(fitting, key=lambda way: (way.step_s, way.workers))
-    reason = f"{wanted} workers were asked for" if wanted else f"fastest of the {len(fitting)} that fit"
-    return Plan(
-        workers=chosen.workers,
-        threads=chosen.threads,
-        reason=f"{reason}: {chosen.step_s:.3g} s a step predicted, "
-        f"{chosen.exchange_s / chosen.step_s:.0%} of it exchange",
-        alternatives=tuple(
-            way.model_copy(update={"rejected": _why_not(way, chosen, device.memory_bytes, wanted)})
-            for way in weighed
-        ),
-    )
-
-
-def _weigh(job: JobCost, cluster: Cluster, workers: int) -> Alternative:
-    device = cluster.nodes[0].devices[0]
-    threads = max(1, device.cores // workers) if device.kind == "cpu" else 1
-    # More workers than cores share them: the sum of their rates cannot grow.
-    rate = device.flops_per_s[str(threads)] * min(
-        1.0, device.cores / workers if device.kind == "cpu" else 1.0
-    )
-    compute_s = job.batch * job.flops_per_sample / (workers * rate)
-    link = cluster.inside
-    on_wire = 2 * (workers - 1) / workers * job.parameters * job.gradient_bytes
-    exchange_s = on_wire / link.bytes_per_s + 2 * (workers - 1) * link.latency_s
-    state = job.base_bytes + job.parameters * STATE_BYTES_PER_PARAMETER
-    memory = workers * (state + job.micro_batch * job.activation_bytes_per_sample)
-    return Alternative(
-        name=f"{workers} workers x {threads} threads",
-        workers=workers,
-        threads=threads,
-        compute_s=compute_s,
-        exchange_s=exchange_s,
-        step_s=compute_s + exchange_s,
-        memory_bytes=int(memory),
-        survives_a_worker=workers > 1,
-    )
-
-
-def _why_not(way: Alternative, chosen: Alternative, memory_bytes: int, wanted: int) -> str:
-    if way.name == chosen.name:
-        return ""
-    if way.memory_bytes > memory_bytes:
-        return f"needs {way.memory_bytes} bytes of {memory_bytes}"
-    if wanted:
-        return f"{wanted} workers were asked for (this one: {way.step_s / chosen.step_s:.2f} x the step time)"
-    return f"{way.step_s / chosen.step_s:.2f} x the step time of the chosen way"
 
 
 class StrategyRow(Config):
@@ -243,6 +138,8 @@ def plan_strategy(
     memory_limit_bytes: int = 0,
     wanted: str = AUTO,
     overlap: OverlapModel | None = None,
+    whole: JobCost | None = None,
+    preferred: str = "",
 ) -> StrategyPlan:
     """The strategy for a job whose ranks lie as `layout` says.
 
@@ -253,6 +150,8 @@ def plan_strategy(
         memory_limit_bytes: per rank; 0: the smallest share that a worker has of its device's memory.
         wanted: `auto`, or a strategy that the user asks for.
         overlap: coefficients; None: the defaults for the cluster's kind of device.
+        whole: the job under NNN, where that leaves the model's dtype as it is; None: the same job.
+        preferred: taken by `auto` wherever it fits: for links that nobody has measured.
 
     Raises:
         ConfigError: nothing fits, or not what is wanted, with the smallest that would; `wanted` is no
@@ -263,10 +162,13 @@ def plan_strategy(
     devices = [device for node in cluster.nodes for device in node.devices]
     model = overlap or (CPU_OVERLAP if devices[0].kind == "cpu" else CUDA_OVERLAP)
     weighed = [
-        _weigh_strategy(job, strategy, wires, cluster, model, limit_bytes) for strategy in all_strategies()
+        _weigh_strategy(
+            whole if whole and one.name == PLAIN else job, one, wires, cluster, model, limit_bytes
+        )
+        for one in all_strategies()
     ]
     rows = [row.model_copy(update={"dominated": row.dominated or _beaten(row, weighed)}) for row in weighed]
-    chosen, reason = _choose(rows, wires, cluster, limit_bytes, wanted)
+    chosen, reason = _choose(rows, wires, cluster, limit_bytes, wanted, preferred)
     return StrategyPlan(
         strategy=chosen.name,
         reason=f"{reason}: {format_duration(chosen.step_s)} a step predicted, "
@@ -276,7 +178,9 @@ def plan_strategy(
         memory_limit_bytes=limit_bytes,
         accumulation=job.micro_steps(layout.size),
         rows=tuple(
-            row.model_copy(update={"rejected": _why_not_strategy(row, chosen, limit_bytes, wanted)})
+            row.model_copy(
+                update={"rejected": _why_not_strategy(row, chosen, limit_bytes, wanted, preferred)}
+            )
             for row in rows
         ),
     )
@@ -359,11 +263,13 @@ def _beaten(row: StrategyRow, rows: list[StrategyRow]) -> str:
 
 
 def _choose(
-    rows: list[StrategyRow], wires: Wires, cluster: Cluster, limit_bytes: int, wanted: str
+    rows: list[StrategyRow], wires: Wires, cluster: Cluster, limit_bytes: int, wanted: str, preferred: str
 ) -> tuple[StrategyRow, str]:
     fitting = [row for row in rows if row.choosable and row.fits]
     if wanted != AUTO:
-        return _follow(rows, fitting, wires, cluster, limit_bytes, wanted), f"{wanted.upper()} was asked for"
+        chosen = _follow(rows, fitting, wires, cluster, limit_bytes, wanted)
+        same = "" if chosen.name == wanted.upper() else f" ({chosen.name} is the same here)"
+        return chosen, f"{wanted.upper()} was asked for{same}"
     if not fitting:
         least = min((row for row in rows if row.choosable), key=lambda row: row.memory_bytes)
         raise ConfigError(
@@ -371,6 +277,9 @@ def _choose(
             f"{least.memory_bytes}",
             "take more ranks, a smaller model or micro-batch, or raise the memory limit",
         )
+    for row in fitting:
+        if row.name == preferred:
+            return row, "it fits, and without measured links memory alone is a reason to shard"
     fastest = min(fitting, key=lambda row: row.step_s)
     near = [row for row in fitting if row.step_s <= TIE * fastest.step_s]
     chosen = min(near, key=lambda row: (_SURVIVAL.index(row.survives), row.memory_bytes, row.step_s))
@@ -412,7 +321,7 @@ def _follow(
             if fitting
             else "take more ranks, or a smaller model or micro-batch",
         )
-    return row
+    return row if row.built else next(other for other in rows if other.name == row.same_as)
 
 
 def _worker_memory_bytes(cluster: Cluster, layout: Layout) -> int:
@@ -421,7 +330,9 @@ def _worker_memory_bytes(cluster: Cluster, layout: Layout) -> int:
     return int(min(device.memory_bytes / (device.workers * more) for device in devices))
 
 
-def _why_not_strategy(row: StrategyRow, chosen: StrategyRow, limit_bytes: int, wanted: str) -> str:
+def _why_not_strategy(
+    row: StrategyRow, chosen: StrategyRow, limit_bytes: int, wanted: str, preferred: str
+) -> str:
     if row.name == chosen.name:
         return ""
     if row.same_as:
@@ -433,6 +344,8 @@ def _why_not_strategy(row: StrategyRow, chosen: StrategyRow, limit_bytes: int, w
     slower = f"{row.step_s / chosen.step_s:.2f} x the step time of {chosen.name}"
     if wanted != AUTO:
         return f"{chosen.name} was asked for (this one: {slower})"
+    if chosen.name == preferred:
+        return f"{slower}, by links that are assumed"
     if row.step_s <= TIE * chosen.step_s:
         return f"{slower}, within what a prediction can tell, but it {_lacks(row, chosen)}"
     return slower

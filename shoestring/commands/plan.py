@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -9,7 +10,8 @@ from rich.table import Table
 
 from shoestring.base.errors import ConfigError
 from shoestring.base.units import format_bytes, format_duration
-from shoestring.cluster.planner import Plan, StrategyPlan, StrategyRow
+from shoestring.cluster.planner import StrategyPlan, StrategyRow
+from shoestring.cluster.workers import Plan
 from shoestring.commands.common import load_job, load_recipe, print_json
 from shoestring.report import front
 
@@ -18,6 +20,8 @@ SURVIVAL = {
     "masters": "parameters, no moments",
     "lost": "no: back to the checkpoint",
 }
+WIDE = 120  # columns of a terminal; a narrower one shows what decides, without the details
+DETAILS = frozenset({"compute", "network", "exposed", "of it states", "card"})
 
 
 def plan(
@@ -25,8 +29,7 @@ def plan(
 ) -> int:
     """Show what a recipe would do on this machine and what else was weighed.
 
-    A job whose object has `plan_strategies() -> StrategyPlan | None` shows the strategies for its cluster
-    too.
+    With several workers the strategies are shown, too.
 
     Args:
         picture: where to draw time over memory, `.html` or `.png`; None: nowhere.
@@ -43,13 +46,11 @@ def plan(
             f"the job {job.config.job!r} has no plan", "run it; its record holds what was decided"
         )
     chosen: Plan = made()
-    weigh = getattr(job, "plan_strategies", None)
-    strategies: StrategyPlan | None = weigh() if weigh else None
+    strategies = chosen.sharding if chosen.workers > 1 else None
     if picture is not None:
         _draw(picture, chosen, strategies)
     if as_json:
-        more = {"strategies": strategies.model_dump()} if strategies else {}
-        print_json(chosen.model_dump() | more)
+        print_json(chosen.model_dump())
         return 0
     console = Console()
     show_workers(chosen, console)
@@ -78,27 +79,38 @@ def show_workers(chosen: Plan, console: Console) -> None:
 
 
 def show_strategies(plan: StrategyPlan, console: Console) -> None:
-    """All 27 strategies as a table: those that can be had first, fastest first."""
-    groups = f"{len(plan.groups)} groups of {len(plan.groups[0])}"
+    """All 27 strategies as a table, those that can be had first, fastest first.
+
+    In one group, or on a narrow terminal, only those.
+    """
+    groups = f"{len(plan.groups)} group{'s' * (len(plan.groups) > 1)} of {len(plan.groups[0])}"
     console.print(f"[bold]{plan.strategy}[/bold] for {groups} ranks: {plan.reason}")
-    priced = any(row.price for row in plan.rows)
-    columns = ["strategy", "step", "compute", "network", "exposed", "memory a rank", "of it states", "card"]
-    table = Table(*columns, *(["price a step"] if priced else []), "survives a lost rank", "why not")
-    for row in _in_order(plan):
+    rows = _in_order(plan)
+    if len(plan.groups) == 1 or console.width < WIDE:
+        rows = [row for row in rows if row.choosable]
+    columns: list[tuple[str, Callable[[StrategyRow], str]]] = [
+        ("strategy", lambda row: row.name),
+        ("step", lambda row: format_duration(row.step_s)),
+        ("compute", lambda row: format_duration(row.compute_s)),
+        ("network", lambda row: format_duration(row.communication_s)),
+        ("exposed", lambda row: format_duration(row.exposed_s)),
+        ("memory a rank", lambda row: format_bytes(row.memory_bytes)),
+        ("of it states", lambda row: format_bytes(row.states_bytes)),
+        ("card", lambda row: format_bytes(row.card_bytes)),
+        ("price a step", lambda row: f"{row.price:.3g}"),
+        ("survives a lost rank", lambda row: SURVIVAL[row.survives]),
+        ("why not", _said),
+    ]
+    hidden = set() if any(row.price for row in plan.rows) else {"price a step"}
+    hidden |= DETAILS if console.width < WIDE else set()
+    columns = [(title, show) for title, show in columns if title not in hidden]
+    table = Table(*(title for title, _ in columns))
+    for row in rows:
         style = "bold" if row.name == plan.strategy else None if _state(row, plan) == "possible" else "dim"
-        cells = [
-            row.name,
-            format_duration(row.step_s),
-            format_duration(row.compute_s),
-            format_duration(row.communication_s),
-            format_duration(row.exposed_s),
-            format_bytes(row.memory_bytes),
-            format_bytes(row.states_bytes),
-            format_bytes(row.card_bytes),
-        ]
-        cells += [f"{row.price:.3g}"] if priced else []
-        table.add_row(*cells, SURVIVAL[row.survives], _said(row), style=style)
+        table.add_row(*(show(row) for _, show in columns), style=style)
     console.print(table)
+    if len(rows) < len(plan.rows):
+        console.print("The rest are not built, or other names of these here; --json has all.")
 
 
 def front_page(plan: StrategyPlan) -> str:
@@ -152,7 +164,9 @@ def _state(row: StrategyRow, plan: StrategyPlan) -> front.State:
 
 
 def _said(row: StrategyRow) -> str:
-    parts = [row.rejected or "chosen"]
+    if not row.rejected:
+        return "chosen"
+    parts = [row.rejected]
     if row.dominated and row.dominated not in row.rejected and not row.same_as:
         parts.append(row.dominated)
     return "; ".join(parts)

@@ -205,11 +205,17 @@ def _in_child(
 
 
 def _close_all_but(keep: set[int]) -> None:
-    # The parent's descriptors of other children, its run lock and its sockets are not ours.
+    """The parent's descriptors of other children, its run lock and its sockets are not ours.
+
+    Their numbers stay taken, by /dev/null: objects of the parent still think that they own them. One that is
+    collected here closes its number, and one with unwritten text writes it, whatever has that number by then.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
     for entry in os.listdir("/proc/self/fd"):
         fd = int(entry)
-        if fd not in keep:
+        if fd not in keep and fd != null:
             try:
-                os.close(fd)
+                os.fstat(fd)
             except OSError:
                 continue  # the descriptor of the listing itself
+            os.dup2(null, fd, inheritable=False)

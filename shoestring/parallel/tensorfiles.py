@@ -5,6 +5,7 @@ Each rank writes its part of the (deduplicated) tensors; any number of ranks can
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Iterator
@@ -14,29 +15,34 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner, create_default_global_save_plan
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
-from torch.distributed.checkpoint.planner import WriteItem
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem
 
 from shoestring.base.errors import CheckpointError
 
 
-def write(tensors: dict[str, torch.Tensor], directory: Path, rank: int, size: int) -> list[Path]:
-    """Write this rank's part and sync it; all ranks of the group call this together.
+def write(tensors: dict[str, torch.Tensor], directory: Path, rank: int) -> list[Path]:
+    """Write this rank's part and sync it. Ranks do not talk: what several hold, one is given to write.
 
     Args:
-        tensors: name -> tensor; names and shapes are the same on every rank.
+        tensors: name -> tensor or piece; nothing that another rank writes, too.
         directory: exists already.
 
     Returns:
-        The files that this rank has written (none, where others hold all tensors).
+        The files that this rank has written.
 
     Raises:
-        CheckpointError: the disk is full or not writable, on any rank.
+        CheckpointError: the disk is full or not writable.
     """
+    if not tensors:
+        return []
     try:
         with _quiet():
             writer = _BoxWriter(str(directory), save_distributed=True)
-            dcp.save(dict(tensors), storage_writer=writer, no_dist=size == 1)
+            writer.part = rank
+            dcp.save(dict(tensors), storage_writer=writer, planner=_OnePartPlanner(), no_dist=True)
         files = sorted(directory.glob(f"shard-{rank + 1:05d}-*"))
         for path in files:
             _sync(path)
@@ -74,6 +80,12 @@ class _BoxWriter(HuggingFaceStorageWriter):
     """A file holds one tensor under a name; where a rank holds several boxes of it, each further one goes to
     another file."""
 
+    part = 0
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Name the files after this rank, which plans alone."""
+        return [dataclasses.replace(plan, storage_data={"shard_index": self.part + 1}) for plan in plans]
+
     def _split_by_storage_plan(
         self, storage_plan: dict[str, int] | None, items: list[WriteItem]
     ) -> dict[int, list[WriteItem]]:
@@ -83,6 +95,14 @@ class _BoxWriter(HuggingFaceStorageWriter):
             number = seen[item.index.fqn] = (seen[item.index.fqn] if item.index.fqn in seen else 0) + 1
             files.setdefault(number, []).append(item)
         return files
+
+
+class _OnePartPlanner(DefaultSavePlanner):
+    """Plans a part for itself; the default planner would miss the other ranks' parts."""
+
+    def create_global_plan(self, all_plans: list[SavePlan]) -> tuple[list[SavePlan], Metadata]:
+        self.global_plan, self.metadata = create_default_global_save_plan(all_plans)
+        return self.global_plan, self.metadata
 
 
 @contextmanager

@@ -12,6 +12,16 @@ META = frozenset({"kind", "wall_s", "source"})
 LONG_TEXT_CHARS = 160
 SHOWN_MOMENTS = 500
 FIRST_KEPT = ("run", "end", "result", "fault", "checkpoint", "round", "decision")
+STRATEGY_COLUMNS = (
+    ("step", "step_s", "duration"),
+    ("compute", "compute_s", "duration"),
+    ("network", "communication_s", "duration"),
+    ("waiting for it", "exposed_s", "duration"),
+    ("memory of a worker", "memory_bytes", "bytes"),
+    ("of it states", "states_bytes", "bytes"),
+    ("through a card", "card_bytes", "bytes"),
+    ("after a lost worker", "survives", "text"),
+)
 Path = tuple[Any, ...]
 
 
@@ -54,13 +64,19 @@ class Facts:
         ]
 
 
-def facts_of(view: RecordView, index: int | None) -> Facts:
-    """Sort the fields of an event: numbers, texts, comparisons (name -> number), tables (list of rows)."""
+def facts_of(view: RecordView, index: int | None, leave_out: frozenset[str] = frozenset()) -> Facts:
+    """Sort the fields of an event: numbers, texts, comparisons (name -> number), tables (list of rows).
+
+    Args:
+        leave_out: fields that are shown elsewhere.
+    """
     if index is None:
         return Facts()
     numbers, texts, long_texts, comparisons, tables = [], [], [], [], []
     for entry in entries(view.events[index], (index,)):
         value = entry.value
+        if entry.key in leave_out:
+            continue
         if _is_number(value):
             numbers.append(entry)
         elif isinstance(value, str) and (len(value) > LONG_TEXT_CHARS or "\n" in value):
@@ -162,10 +178,39 @@ def chosen(view: RecordView) -> Entry | None:
     return next(iter(named or unopposed), None)
 
 
+def sharding(view: RecordView) -> Entry | None:
+    """The last plan's weighing of strategies; None where there was none, or one worker holds everything."""
+    index = view.last("plan")
+    made = view.events[index].get("sharding") if index is not None else None
+    if index is None or not isinstance(made, dict) or not is_table(made.get("rows")):
+        return None
+    if view.events[index].get("workers") == 1:
+        return None
+    return Entry((index, "sharding"), made)
+
+
+def strategies(view: RecordView) -> tuple[Entry, ...]:
+    """The rows of `sharding`: what could be had first, fastest first; other names of the same last."""
+    found = sharding(view)
+    if found is None:
+        return ()
+    rows = [Entry((*found.path, "rows", n), row) for n, row in enumerate(found.value["rows"])]
+    return tuple(sorted(rows, key=lambda row: _rank(row.value)))
+
+
 def shown_moments(view: RecordView) -> tuple[Moment, ...]:
     """The timeline's rows for the page: all, or the `SHOWN_MOMENTS` most telling of them, in order."""
     ranked = sorted(enumerate(view.moments), key=lambda item: (FIRST_KEPT.index(item[1].kind), item[0]))
     return tuple(moment for _, moment in sorted(ranked[:SHOWN_MOMENTS], key=lambda item: item[0]))
+
+
+def _rank(row: Event) -> tuple[bool, bool, float]:
+    seconds = row.get("step_s")
+    return (
+        bool(row.get("same_as")),
+        not row.get("built"),
+        float(seconds or 0.0) if _is_number(seconds) else 0.0,
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -17,7 +17,7 @@ from shoestring.parallel import tensorfiles
 from shoestring.parallel.group import Group
 from shoestring.parallel.paro.over_rings import RingExchange
 from shoestring.parallel.paro.plain import PlainExchange
-from shoestring.parallel.paro.recut import Recut, agree_on_scalars
+from shoestring.parallel.paro.recut import Recut
 from shoestring.parallel.paro.state import persistent_buffers
 from shoestring.train.config import TrainConfig
 from shoestring.train.state import TrainState, holdings_of
@@ -184,8 +184,6 @@ class Alignment:
         done = state.lay_out_again(strategy, exchange, holdings_of(round_.held, round_.step)) or Recut()
         if done.missing and round_.checkpoint:
             self._read(done.missing, round_)
-        if group.size > 1:
-            agree_on_scalars(state.sharded, mine is not None)
         group.copy_from_(round_.source_rank, persistent_buffers(state.model).values())
         engine = state.sharded.engine
         engine.publish()

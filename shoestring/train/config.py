@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field, field_validator
+
 from shoestring.base.config import Config
+from shoestring.cluster.planner import AUTO
+from shoestring.cluster.strategies import parse_strategy
 from shoestring.train.schedules import ScheduleConfig
 
 
@@ -20,6 +24,31 @@ class ShardingConfig(Config):
     strategy: str = "NNN"
     dtype: str = "as_is"
     groups: dict[str, str] = {}
+
+
+class ParallelConfig(Config):
+    """What a user may say about sharding; the plan does the rest.
+
+    Attributes:
+        strategy: `auto`, or three letters for parameters, gradients and optimizer states: N whole on each
+            worker, I sharded inside the fast group, G over all workers.
+        cluster: path of a cluster file, as `shoestring probe` writes it; empty: this machine, links assumed.
+        group_size: workers of a fast group; 0: the cluster's islands.
+        memory_limit_bytes: of a worker; 0: its share of the device's memory.
+        dtype: of the working parameters. `as_is` leaves the model's own; `auto` does so under NNN and takes
+            the compute dtype elsewhere (masters stay fp32).
+    """
+
+    strategy: str = "auto"
+    cluster: str = ""
+    group_size: int = Field(default=0, ge=0)
+    memory_limit_bytes: int = Field(default=0, ge=0)
+    dtype: Literal["auto", "as_is", "bf16", "fp32"] = "auto"
+
+    @field_validator("strategy")
+    @classmethod
+    def _known(cls, strategy: str) -> str:
+        return strategy if strategy == AUTO else parse_strategy(strategy).name
 
 
 class TrainConfig(Config):

@@ -222,9 +222,7 @@ class Trainer:
         error = ""
         with self._seat.phase("save"):
             try:
-                written = tensorfiles.write(
-                    self._state.tensors(), Path(order.directory), group.rank, group.size
-                )
+                written = tensorfiles.write(self._state.own_tensors(), Path(order.directory), group.rank)
                 files = {path.name: file_checksum(path) for path in written}
             except CheckpointError as problem:
                 error = problem.what

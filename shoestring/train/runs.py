@@ -12,14 +12,15 @@ from typing import Any, Protocol
 
 import msgspec
 import torch
+from pydantic import model_validator
 
 from shoestring import __version__
 from shoestring.base.clock import Clock
 from shoestring.base.config import Config, to_toml
-from shoestring.base.errors import RunError, ShoestringError
+from shoestring.base.errors import ConfigError, RunError, ShoestringError
 from shoestring.base.record import RunRecord, read_events
-from shoestring.cluster.planner import Plan
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
+from shoestring.cluster.workers import Plan
 from shoestring.data.ledger import LedgerSpec
 from shoestring.data.shuffle import Shuffle
 from shoestring.fleet.config import FleetConfig
@@ -29,7 +30,7 @@ from shoestring.fleet.local import run_local
 from shoestring.fleet.lock import RunLock
 from shoestring.fleet.messages import Status
 from shoestring.fleet.supervisor import Interrupts
-from shoestring.train.config import TrainConfig
+from shoestring.train.config import ParallelConfig, ShardingConfig, TrainConfig
 from shoestring.train.worker import ENTRY, TrainPayload
 
 ABOUT = "run.json"
@@ -68,7 +69,11 @@ class Prepared:
 
 
 class JobConfig(Config):
-    """What every training job's settings have in common."""
+    """What every training job's settings have in common.
+
+    Attributes:
+        parallel: what is sharded, and over which machines; the plan turns it into `train.sharding`.
+    """
 
     job: str
     epochs: int = 1
@@ -76,7 +81,16 @@ class JobConfig(Config):
     max_attempts: int = 3
     max_dead_share: float = 0.01
     train: TrainConfig = TrainConfig()
+    parallel: ParallelConfig = ParallelConfig()
     fleet: FleetConfig = FleetConfig()
+
+    @model_validator(mode="after")
+    def _sharding_is_planned(self) -> JobConfig:
+        if self.train.sharding != ShardingConfig():
+            raise ConfigError(
+                "train.sharding is what the plan fills in", "set parallel.strategy, parallel.dtype and so on"
+            )
+        return self
 
 
 class Job(Protocol):
@@ -178,9 +192,7 @@ def _run(job: Job, run_dir: Path, clock: Clock, view: View, record: RunRecord) -
     prepared = job.prepare(run_dir, view.say)
     record.append("data", **prepared.facts)
     record.append("plan", **prepared.plan.model_dump())
-    view.say(
-        f"plan: {prepared.plan.workers} workers x {prepared.plan.threads} threads ({prepared.plan.reason})"
-    )
+    _say_plan(prepared.plan, view)
     with Interrupts() as interrupts:
         outcome = _train(config, prepared, run_dir, clock, view, interrupts)
     if outcome.status == "finished":
@@ -188,6 +200,22 @@ def _run(job: Job, run_dir: Path, clock: Clock, view: View, record: RunRecord) -
         result = job.finish(run_dir, record, view)
         record.append("result", took_s=round(clock.now() - began_s, 3), **result)
     return outcome
+
+
+def _say_plan(plan: Plan, view: View) -> None:
+    view.say(f"plan: {plan.workers} workers x {plan.threads} threads ({plan.reason})")
+    if plan.sharding is not None and plan.workers > 1:
+        groups = plan.sharding.groups
+        shape = f"{len(groups)} groups of {len(groups[0])}" if len(groups) > 1 else "one group"
+        view.say(f"sharding: {plan.sharding.strategy} in {shape} ({plan.sharding.reason})")
+
+
+def sharding_of(plan: Plan) -> ShardingConfig:
+    """What the workers are told: rank r of the plan is worker `w{r}`."""
+    if plan.sharding is None:
+        return ShardingConfig()
+    groups = {f"w{rank}": f"g{number}" for number, group in enumerate(plan.sharding.groups) for rank in group}
+    return ShardingConfig(strategy=plan.sharding.strategy, dtype=plan.dtype, groups=groups)
 
 
 def _train(
@@ -209,7 +237,7 @@ def _train(
     payload = TrainPayload(
         prepared.maker,
         prepared.settings,
-        config.train.model_dump(),
+        config.train.model_copy(update={"sharding": sharding_of(prepared.plan)}).model_dump(),
         {
             "samples": ledger.samples,
             "epochs": ledger.epochs,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from shoestring.cluster.strategies import Layout, Strategy, parse_strategy
 from shoestring.fleet.messages import Held
-from shoestring.parallel.paro import ShardedOptimizer, shard, state_tensors
+from shoestring.parallel.paro import ShardedOptimizer, own_tensors, shard, state_tensors
 from shoestring.parallel.paro.exchange import Exchange
 from shoestring.parallel.paro.recut import Holding, Recut, recut
 from shoestring.train.task import Task
@@ -116,6 +116,10 @@ class TrainState:
         Parameters and buffers as `model.*`, optimizer state as `optim.*`; shards as pieces.
         """
         return state_tensors(self.sharded)
+
+    def own_tensors(self) -> dict[str, Tensor]:
+        """Those of them that this worker writes into a checkpoint."""
+        return own_tensors(self.sharded)
 
     def set_rate(self, factor: float) -> float:
         """Scale every group's peak learning rate; returns the largest rate."""

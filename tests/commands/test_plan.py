@@ -37,6 +37,15 @@ def test_the_table_names_all_strategies_and_the_choice() -> None:
     assert "price" not in text and "price a step" in _shown(price_per_hour=1.0)
 
 
+def test_a_narrow_terminal_shows_what_can_be_had() -> None:
+    made = plan_strategy(JOB, hosts(2, 2), LAYOUT)
+    out = io.StringIO()
+    show_strategies(made, Console(file=out, width=80))
+    names = [line[2:5] for line in out.getvalue().splitlines() if line.startswith("│ ")]
+    assert {name for name in names if name.strip()} == {row.name for row in made.rows if row.choosable}
+    assert "--json has all" in out.getvalue()
+
+
 def test_the_picture_leaves_out_second_names_and_marks_the_choice() -> None:
     made = plan_strategy(JOB, hosts(1, 4), equal_groups(4, 4))
     points = points_of(made)

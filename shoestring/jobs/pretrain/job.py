@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import torch
 
-from shoestring.base.errors import ConfigError
 from shoestring.base.record import RunRecord
 from shoestring.base.units import format_bytes
-from shoestring.cluster.planner import JobCost, Plan, plan_workers
-from shoestring.cluster.topology import Cluster, Device, Link, Node, usable_cores, usable_memory_bytes
+from shoestring.cluster.costs import JobCost
+from shoestring.cluster.topology import Cluster, usable_cores
+from shoestring.cluster.workers import Plan
 from shoestring.data.prepare import Prepared as Data
 from shoestring.data.prepare import prepare
 from shoestring.jobs.pretrain.config import PREPARED, PretrainConfig, Ready, ready_of
 from shoestring.jobs.pretrain.measure import Rates, rates_by_threads
 from shoestring.jobs.pretrain.scoring import score_run
 from shoestring.models.moe_lm.config import MoeConfig
+from shoestring.models.moe_lm.model import DTYPES, MoeLM
+from shoestring.train import planning
+from shoestring.train.muon import build_optimizer
 from shoestring.train.runs import Prepared, View
 
 SHOWN = 10
 MAKER = "shoestring.jobs.pretrain.task:make_task"
-# An assumption, not a measurement: gloo between two processes of one machine. It only has to order the
-# alternatives; the probe of a later issue measures links on the spot.
-LOOPBACK = Link(bytes_per_s=1.5e9, latency_s=2e-4)
+WIDTHS: Mapping[str, int] = MappingProxyType({"bf16": 2, "fp32": 4})  # bytes of a number
 
 
 class PretrainJob:
@@ -51,34 +53,30 @@ class PretrainJob:
             rates: of matrix products by threads and dtype; measured where not given.
 
         Raises:
-            ConfigError: the model does not fit into the memory, however it is laid out.
+            ConfigError: the model does not fit into the memory, however it is laid out; a wish cannot be
+                followed; the cluster file does not match.
         """
         config = self._config
-        rates = rates or self._rates()
+        cluster = planning.listed_cluster(config)
+        rates = rates or self._rates(cluster)
         dtype = config.model.compute_dtype if config.compute_dtype == "auto" else config.compute_dtype
-        cluster = _describe(rates, dtype)
-        cost = JobCost(
-            parameters=config.model.parameter_count(),
-            flops_per_sample=config.model.train_flops_per_token(config.seq_len) * config.seq_len,
-            activation_bytes_per_sample=_activation_bytes(config.model, config.seq_len),
-            micro_batch=config.train.micro_batch,
-            batch=config.fleet.pace.batch,
-            gradient_bytes=2 if config.train.exchange_dtype == "bf16" else 4,
-        )
-        try:
-            return plan_workers(cost, cluster, config.fleet.members.workers)
-        except ValueError as error:
-            raise ConfigError(str(error), "choose a smaller model or train.micro_batch") from error
+        costs = step_costs(config, dtype)
+        if cluster is not None:
+            return planning.plan_listed(costs, cluster, config.parallel)
+        flops_per_s = {threads: by_dtype[dtype] for threads, by_dtype in rates.items()}
+        here = planning.described_cluster(flops_per_s)
+        return planning.plan_here(costs, here, config.parallel, config.fleet.members.workers)
 
     def prepare(self, run_dir: Path, say: Callable[[str], None]) -> Prepared:
         """Pack the text (once), fix the compute dtype (once), plan."""
         config = self._config
+        cluster = planning.listed_cluster(config)  # what cannot be followed is refused before the work
         data = prepare(config.data, config.tokenizer, config.packing, _progress(say))
         for item in data.skipped[:SHOWN]:
             say(f"skipped {item.path}: {item.reason}")
         if len(data.skipped) > SHOWN:
             say(f"... and {len(data.skipped) - SHOWN} more; all stand in the record")
-        rates = self._rates()
+        rates = self._rates(cluster)
         dtype = _compute_dtype(config, run_dir, rates)
         shape = {"vocab_size": data.train.vocab_size, "compute_dtype": dtype}
         self._config = config = config.model_copy(update={"model": config.model.model_copy(update=shape)})
@@ -112,7 +110,11 @@ class PretrainJob:
         """Score the model and its baselines on the held-out files; let it write a sample."""
         return score_run(run_dir, record, view)
 
-    def _rates(self) -> Rates:
+    def _rates(self, cluster: Cluster | None) -> Rates:
+        """As the cluster file has them, or else measured here."""
+        known = planning.rates_in(cluster, tuple(DTYPES)) if cluster is not None else {}
+        if known:
+            return known
         cores, workers = usable_cores(), self._config.fleet.members.workers
         return rates_by_threads(sorted({max(1, cores // n) for n in range(1, max(cores, workers) + 1)}))
 
@@ -127,18 +129,47 @@ def _compute_dtype(config: PretrainConfig, run_dir: Path, rates: Rates) -> str:
     return "bf16" if single["bf16"] >= single["fp32"] else "fp32"
 
 
-def _describe(rates: Rates, dtype: str) -> Cluster:
-    flops = {threads: by_dtype[dtype] for threads, by_dtype in rates.items()}
-    if torch.cuda.is_available():
-        memory = torch.cuda.get_device_properties(0).total_memory
-        devices = tuple(
-            Device(kind="cuda", cores=1, memory_bytes=memory, flops_per_s=flops)
-            for _ in range(torch.cuda.device_count())
+def step_costs(config: PretrainConfig, dtype: str) -> planning.Costs:
+    """What a step costs where everybody holds everything, and where state is sharded.
+
+    Muon keeps 4 bytes a parameter of its matrices, AdamW 8 of the rest. Under NNN the workers share Muon's
+    orthogonalisation and sum up its results, in bf16.
+
+    Args:
+        dtype: of activations and matrix products.
+    """
+    model, parallel = config.model, config.parallel
+    with torch.device("meta"):
+        meta = MoeLM(model, seed=None)
+    groups = build_optimizer(meta, config.optimizer).param_groups
+    matrices = sum(p.numel() for group in groups if group["rule"] == "muon" for p in group["params"])
+    parameters = model.parameter_count()
+    layers = sum(p.numel() for p in meta.layers.parameters())
+    share = matrices / parameters
+    on_wire = config.train.exchange_dtype
+
+    def cost(kept: str) -> JobCost:
+        width = WIDTHS[kept]
+        return JobCost(
+            parameters=parameters,
+            flops_per_sample=model.train_flops_per_token(config.seq_len) * config.seq_len,
+            activation_bytes_per_sample=_activation_bytes(model, config.seq_len),
+            micro_batch=config.train.micro_batch,
+            batch=config.fleet.pace.batch,
+            gradient_bytes=width if on_wire == "as_is" else WIDTHS[on_wire],
+            accumulated_bytes=width,
+            layers=model.layers,
+            root_parameters=parameters - layers,
+            compute_dtype=dtype,
+            parameter_bytes=width,
+            moment_bytes=4 * share + 8 * (1 - share),
+            update_bytes=2 * share,
         )
-    else:
-        memory = usable_memory_bytes()
-        devices = (Device(kind="cpu", cores=usable_cores(), memory_bytes=memory, flops_per_s=flops),)
-    return Cluster(nodes=(Node(name="here", devices=devices),), inside=LOOPBACK, between=LOOPBACK)
+
+    own = "fp32"  # what the model holds
+    kept = {"auto": (own, dtype), "as_is": (own, own)}
+    whole, sharded = kept[parallel.dtype] if parallel.dtype in kept else (parallel.dtype, parallel.dtype)
+    return planning.Costs(cost(whole), cost(sharded))
 
 
 def _activation_bytes(model: MoeConfig, seq_len: int) -> float:

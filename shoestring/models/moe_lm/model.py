@@ -268,5 +268,3 @@ def _sample_generator(seed: int, step: int, sample: int) -> torch.Generator:
     """A generator fixed by (seed, step, sample) and by nothing else."""
     digest = hashlib.blake2b(f"{seed}/{step}/{sample}".encode(), digest_size=8).digest()
     return torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "big") >> 1)
-
-

@@ -4,7 +4,7 @@ from shoestring.parallel.paro.api import shard
 from shoestring.parallel.paro.engine import Engine
 from shoestring.parallel.paro.exchange import Alone, Exchange, Pending
 from shoestring.parallel.paro.optimizer import GradientError, ShardedOptimizer
-from shoestring.parallel.paro.state import state_tensors
+from shoestring.parallel.paro.state import own_tensors, state_tensors
 
 __all__ = [
     "Alone",
@@ -13,6 +13,7 @@ __all__ = [
     "GradientError",
     "Pending",
     "ShardedOptimizer",
+    "own_tensors",
     "shard",
     "state_tensors",
 ]

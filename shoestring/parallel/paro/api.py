@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -57,7 +58,7 @@ def shard(
             choice by name; each parameter's own where not given. Masters are fp32 in any case.
         gradient_dtype: of the accumulated gradients; like the parameters where not given.
         wire_dtype: of gradients on the network; like the accumulated ones where not given.
-        methods: names of the model's methods, other than forward, that begin a forward pass.
+        methods: of the model (or of units, too), other than forward, that begin a pass as forward does.
         clip_norm: bound on the global gradient norm; 0: none.
         device: where shards live; the model's where not given.
         initial: (name, value) of each parameter and buffer of a meta model, one at a time in any order;
@@ -111,7 +112,7 @@ def _dtype_choice(
 
 
 def _device_of(model: nn.Module) -> torch.device:
-    device = next(model.parameters()).device
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     if device.type != "meta":
         return device
     return (
@@ -202,18 +203,26 @@ def _set_buffer(model: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _wrap(engine: Engine, methods: Sequence[str]) -> None:
-    """Let other methods than forward begin a forward pass, too."""
+    """Let other methods than forward begin a forward pass, too, and those of the same name use a unit."""
     for name in methods:
-        plain = getattr(engine.model, name)
+        _around(engine.model, name, lambda _: engine.begin(), engine.end)
+        for unit in engine.units[1:]:
+            if unit.module is not None and callable(getattr(unit.module, name, None)):
+                _around(unit.module, name, partial(engine.enter, unit), partial(engine.leave, unit))
 
-        def begun(*args: object, _plain: Callable[..., object] = plain, **kwargs: object) -> object:
-            engine.begin()
-            result = _plain(*args, **kwargs)
-            if not torch.is_grad_enabled():
-                engine.release()
-            return result
 
-        setattr(engine.model, name, begun)
+def _around(
+    module: nn.Module, name: str, before: Callable[[object], None], after: Callable[[object], None]
+) -> None:
+    plain = getattr(module, name)
+
+    def wrapped(*args: object, **kwargs: object) -> object:
+        before((args, kwargs))
+        result = plain(*args, **kwargs)
+        after(result)
+        return result
+
+    setattr(module, name, wrapped)
 
 
 def pieces_of(engine: Engine) -> list[Piece]:

@@ -23,7 +23,9 @@ from shoestring.parallel.group import PeerLostError
 from shoestring.parallel.paro.exchange import SCOPES, Exchange
 from shoestring.parallel.paro.flat import Entry, Flat
 from shoestring.parallel.paro.jobs import Chain, Jobs
+from shoestring.parallel.paro.trace import NORM, Tracer
 from shoestring.parallel.paro.units import Unit, tensors_in
+from shoestring.report.spans import Kind
 
 Phase = Literal["idle", "forward", "backward"]
 OUTSTANDING = 2  # units whose gradients may be under way; more would hold more memory
@@ -42,6 +44,7 @@ class Engine:
         last: whether the coming micro-step is the step's last, whose gradients go on to the other groups
             while backward still runs. Without that hint they go in `finish_gradients`.
         used: names of parameters that got a gradient on this rank since the last update.
+        tracer: told what happens when, where there is one; see `paro.trace`.
     """
 
     def __init__(self, model: nn.Module, units: list[Unit], exchange: Exchange, strategy: Strategy) -> None:
@@ -52,6 +55,7 @@ class Engine:
         self.device = units[0].flats[0].device if units[0].flats else units[1].flats[0].device
         self.last = False
         self.used: set[str] = set()
+        self.tracer: Tracer | None = None
         self._phase: Phase = "idle"
         self._forward_cursor = 0
         self._backward_cursor = 0
@@ -79,17 +83,28 @@ class Engine:
             return
         self._phase = "forward"
         self._forward_cursor = 1
+        self._turn("forward", self.units[0])
         self._arrive(self.units[0])
         self._issue_forward(1)
+
+    def end(self, outputs: object) -> None:
+        """A forward pass is over: called like `begin`."""
+        for tensor in tensors_in(outputs):
+            tensor.register_hook(lambda _: self._start_backward())
+        if self._phase == "forward" and not torch.is_grad_enabled():
+            self.release()
 
     def release(self) -> None:
         """Free what a forward pass without gradients has left gathered."""
         for unit in self.units:
             self._arrive(unit) if unit.coming else None
             self._free(unit)
+        if self._phase != "idle":
+            self._turn("idle")
         self._phase = "idle"
 
-    def _use(self, unit: Unit, inputs: object) -> None:
+    def enter(self, unit: Unit, inputs: object) -> None:
+        """A unit's forward (or another method of it) begins."""
         if self._phase == "backward":
             self._arrive(unit)  # recomputation of a checkpointed unit
             return
@@ -103,15 +118,19 @@ class Engine:
         self._forward_cursor = min(self._forward_cursor, unit.index)
         self._issue_forward(unit.index + 1)
         self._arrive(unit)
+        self._turn("forward", unit)
 
     def _issue_forward(self, upto: int) -> None:
         while self._forward_cursor <= min(upto, len(self.units) - 1):
             self._issue(self.units[self._forward_cursor])
             self._forward_cursor += 1
 
-    def _leave(self, unit: Unit, outputs: object) -> None:
+    def leave(self, unit: Unit, outputs: object) -> None:
+        """It is over."""
         for tensor in tensors_in(outputs):
             tensor.register_hook(lambda _: self._before_backward(unit))
+        if self._phase == "forward":
+            self._turn("forward", self.units[0])
         if self._phase == "forward" and not (self._kept(unit) and torch.is_grad_enabled()):
             self._free(unit)
 
@@ -133,14 +152,16 @@ class Engine:
         torch.autograd.Variable._execution_engine.queue_callback(self._end_backward)
 
     def _enter_backward(self) -> None:
-        while self._forward_cursor < len(self.units):  # units that this pass did not use
-            unit = self.units[self._forward_cursor]
-            self._forward_cursor += 1
-            self._issue(unit)
-            self._arrive(unit)
+        for unit in self.units[1:]:  # some may not have been used here, but are elsewhere
+            if unit.index >= self._forward_cursor:
+                self._issue(unit)
+            if unit.coming:
+                self._arrive(unit)
             if not self._kept(unit):
                 self._free(unit)
+        self._forward_cursor = len(self.units)
         self._phase = "backward"
+        self._turn("backward", self.units[0])
         self._backward_cursor = self._reduce_cursor = len(self.units) - 1
         for unit in self.units:
             unit.complete = False
@@ -152,6 +173,7 @@ class Engine:
             self._issue(self.units[self._backward_cursor])
             self._backward_cursor -= 1
         self._arrive(unit)
+        self._turn("backward", unit)
 
     def _take(self, unit: Unit, flat: Flat, entry: Entry) -> None:
         """One parameter's gradient is there."""
@@ -195,6 +217,8 @@ class Engine:
         if unit.complete:
             return
         unit.complete = True
+        if self.tracer is not None:
+            self.tracer.leave("backward", unit.name, self.units[0].name)
         self._free(unit)
         while self._reduce_cursor >= 0 and self.units[self._reduce_cursor].complete:
             self._send(self.units[self._reduce_cursor])
@@ -212,6 +236,7 @@ class Engine:
             unit.inputs_due = False
             self._complete(unit)
         self._phase = "idle"
+        self._turn("idle")
         self.last = False
 
     def idle(self) -> None:
@@ -250,6 +275,7 @@ class Engine:
             first, flat.dirty = not flat.dirty, True
             direct = first and flat.wire_dtype == flat.gradient_dtype
             target = flat.gradients if direct else torch.empty_like(flat.gradients, dtype=flat.wire_dtype)
+            self._about(flat)
             yield self.exchange.reduce(target, full, SCOPES[(flat.strategy.gradients, "N")])
             if first and not direct:
                 flat.gradients.copy_(target)
@@ -267,9 +293,11 @@ class Engine:
         summed = flat.gradients if have == want == "G" else flat.gradients.to(flat.wire_dtype)
         if have != want:
             shard = summed.new_empty(flat.padded // flat.layout.parts(want))
+            self._about(flat)
             # The exchange may overwrite what it sums: the accumulated gradients are not needed any more.
             yield self.exchange.reduce(shard, summed, SCOPES[(want, have)])
             summed = shard
+        self._about(flat)
         if want == "I":
             yield self.exchange.sum(summed, "peers")
         elif want == "N":
@@ -282,12 +310,14 @@ class Engine:
         Raises:
             PeerLostError: a peer is gone; nothing was applied.
         """
+        self._turn("update")
         self._jobs.drain(0)
         for unit in reversed(self.units):
             for flat in reversed(unit.trainable):
                 if id(flat) not in self._summed:
                     self._jobs.start(self._sync_job(flat))
         self._jobs.drain(0)
+        self._about(None)
 
     def summed(self, flat: Flat) -> Tensor:
         """The gradient of this rank's shard by the states letter, after `finish_gradients`."""
@@ -310,12 +340,15 @@ class Engine:
     @torch.no_grad()
     def publish(self) -> None:
         """After an update: masters into parameters, and on their way to whoever keeps a coarser shard."""
+        self.release()  # what a look at the model has left gathered is of the old step
         scope = SCOPES.get((self.strategy.states, self.strategy.parameters))
         for unit in self.units:
             for flat in unit.trainable:
                 flat.publish()
                 if scope is not None:
+                    self._about(flat)
                     unit.syncing.append(self.exchange.gather(flat.parameters, flat.own_parameters(), scope))
+        self._turn("idle")
 
     def settle_parameters(self) -> None:
         """Return once every shard of parameters is of the last update.
@@ -352,6 +385,7 @@ class Engine:
         for flat in unit.flats:
             if not flat.here:
                 flat.make_room()
+                self._about(flat)
                 unit.coming.append(self.exchange.gather(flat.full, flat.parameters, scope))
 
     def _arrive(self, unit: Unit) -> None:
@@ -366,6 +400,15 @@ class Engine:
         if not unit.coming:
             for flat in unit.flats:
                 flat.free()
+
+    def _turn(self, kind: Kind, unit: Unit | None = None) -> None:
+        if self.tracer is not None:
+            self.tracer.turn(kind, unit.name if unit is not None else "")
+
+    def _about(self, flat: Flat | None) -> None:
+        if self.tracer is not None:
+            names = [u.name for u in self.units if any(one is flat for one in u.flats)]
+            self.tracer.about = names[0] if names else NORM
 
     # --- hooks -----------------------------------------------------------------------------------
 
@@ -397,10 +440,10 @@ class Engine:
 
     def _hook_unit(self, unit: Unit, module: nn.Module) -> None:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            self._use(unit, (args, kwargs))
+            self.enter(unit, (args, kwargs))
 
         def after(_: nn.Module, args: Any, outputs: Any) -> None:
-            self._leave(unit, outputs)
+            self.leave(unit, outputs)
 
         module.register_forward_pre_hook(before, with_kwargs=True)
         module.register_forward_hook(after)
@@ -409,8 +452,7 @@ class Engine:
         self.begin()
 
     def _root_after(self, _: nn.Module, args: Any, outputs: Any) -> None:
-        if self._phase == "forward" and not torch.is_grad_enabled():
-            self.release()
+        self.end(outputs)
 
     def rewire(self, exchange: Exchange, strategy: Strategy) -> None:
         """Other ranks, other letters; the units' flats were made anew for them."""

@@ -43,14 +43,15 @@ def plan_moves(
     """
     moves: list[Move] = []
     missing: dict[int, list[Range]] = {}
-    size = layout.size
-    for target in range(size):
+    givers = [rank for rank, offer in enumerate(offers) if offer is not None]
+    for target in range(layout.size):
         group, _ = layout.locate(target)
         near = set(layout.groups[group])
-        order = sorted(
-            range(size),
-            key=lambda rank, t=target: (rank != t, rank not in near, (rank - t) % size),  # type: ignore[misc]
-        )
+        turn = target % len(givers) if givers else 0
+        turned = givers[turn:] + givers[:turn]
+        order = [rank for rank in turned if rank == target]
+        order += [rank for rank in turned if rank in near and rank != target]
+        order += [rank for rank in turned if rank not in near]
         due = [wanted[target]] if wanted[target][0] < wanted[target][1] else []
         for source in order:
             offer = offers[source]

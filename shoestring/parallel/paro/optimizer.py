@@ -225,14 +225,15 @@ def make_state(inner: torch.optim.Optimizer, pieces: list[Piece]) -> None:
     """Let the optimizer make its state now, inside flat tensors: what is saved or sent must be there to be
     filled.
 
-    Steps once with gradients of zero and rate 0, then sets everything to zero.
+    Steps once with gradients of zero and rate 0, then sets everything to zero. Pieces without elements get
+    state, too: all ranks then know the same names.
     """
     if not any(piece.master in inner.state for piece in pieces):
         rates = [group["lr"] for group in inner.param_groups]
         for group in inner.param_groups:
             group["lr"] = torch.zeros_like(group["lr"]) if isinstance(group["lr"], Tensor) else 0.0
         for piece in pieces:
-            piece.master.grad = torch.zeros_like(piece.master) if piece.master.numel() else None
+            piece.master.grad = torch.zeros_like(piece.master)
         inner.step()
         for group, rate in zip(inner.param_groups, rates, strict=True):
             group["lr"] = rate

@@ -11,6 +11,7 @@ from torch import Tensor
 from shoestring.cluster.strategies import Layout, Strategy
 from shoestring.parallel.paro.exchange import SCOPES, Pending, Scope
 from shoestring.parallel.rings import Choice, Request, Rings, choose
+from shoestring.parallel.rings.rings import Watch
 
 
 class RingExchange:
@@ -25,6 +26,7 @@ class RingExchange:
         choose: which ring for which message.
         name: of this exchange on the store; each one formed on a store needs its own.
         strategy: connects only what this one uses; all scopes where not given.
+        watch: told of each collective, see `Rings`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class RingExchange:
         choose: Callable[[Request], Choice] = choose,
         name: str = "paro",
         strategy: Strategy | None = None,
+        watch: Watch | None = None,
     ) -> None:
         self.layout = layout
         self.rank = rank
@@ -54,7 +57,8 @@ class RingExchange:
                         scopes=scopes,
                         choose=choose,
                         name=f"{name}/{use}",
-                    )  # fmt: skip
+                        watch=watch,
+                    )
                 )
         except BaseException:
             self.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -70,6 +71,7 @@ def recut(
     """
     engine = optimizer.engine
     result = Recut()
+    counts = _counts(optimizer, holdings[exchange.rank] is not None, exchange.layout.size)
     keys = sorted({key for flat in engine.flats for key in flat.moments})
     for unit in engine.units:
         for index, old in enumerate(unit.flats):
@@ -88,7 +90,8 @@ def recut(
             new.free()
             unit.flats[index] = new
     engine.rewire(exchange, strategy)
-    _rename(optimizer, [piece for flat in engine.flats if flat.trainable for piece in flat.pieces()])
+    optimizer.divide_by = float(exchange.layout.size)
+    _rename(optimizer, [piece for flat in engine.flats if flat.trainable for piece in flat.pieces()], counts)
     return result
 
 
@@ -209,59 +212,50 @@ def _pieces_of_range(flat: Flat, keys: list[str], start: int, stop: int) -> dict
     return found
 
 
-def _rename(optimizer: ShardedOptimizer, pieces: list[Piece]) -> None:
+def _rename(optimizer: ShardedOptimizer, pieces: list[Piece], counts: dict[tuple[str, str], float]) -> None:
     """Put new pieces where the old ones were: in groups and state."""
     old = {piece.name: piece for piece in optimizer.pieces}
     new = {piece.name: piece for piece in pieces}
     by_id = {id(piece.master): name for name, piece in old.items()}
     for group in optimizer.inner.param_groups:
         group["params"] = [new[by_id[id(master)]].master for master in group["params"]]
-    template = next((dict(s) for s in optimizer.inner.state.values() if s), {})
     states = {name: optimizer.inner.state.pop(piece.master, {}) for name, piece in old.items()}
     for name, piece in new.items():
-        if piece.stop == piece.start:
-            continue
-        held = states[name] or {
-            key: value.clone() if isinstance(value, Tensor) else value for key, value in template.items()
-        }
-        size = piece.stop - piece.start
-        optimizer.inner.state[piece.master] = {
-            key: piece.flat.moments[key][piece.offset : piece.offset + size].view_as(piece.master)
-            if key in piece.flat.moments
-            else value
-            for key, value in held.items()
-        }
+        view = slice(piece.offset, piece.offset + piece.stop - piece.start)
+        made: dict[str, Any] = {}
+        for key, value in states[name].items():
+            if key in piece.flat.moments:
+                made[key] = piece.flat.moments[key][view].view_as(piece.master)
+            elif (name, key) in counts:
+                made[key] = torch.full_like(value, counts[(name, key)])
+            else:
+                made[key] = value
+        optimizer.inner.state[piece.master] = made
     optimizer.pieces = pieces
 
 
-@torch.no_grad()
-def agree_on_scalars(optimizer: ShardedOptimizer, known: bool) -> None:
-    """Step counts of the optimizer, the same on all ranks of the default process group.
+def _counts(optimizer: ShardedOptimizer, known: bool, size: int) -> dict[tuple[str, str], float]:
+    """(parameter, key) -> the optimizer's scalar, such as its steps, from ranks that hold part of it.
 
-    Args:
-        known: whether this rank's counts are of the wanted step; if not, it takes the others'.
-
-    Raises:
-        PeerLostError: a peer is gone.
+    Where nobody does any more, the largest of all: counts differ for parameters that went unused only.
     """
     named = {
-        (piece.name, key): value
+        (piece.name, key): value if known and piece.start < piece.stop else torch.tensor(-1.0)
         for piece in optimizer.pieces
         for key, value in optimizer.inner.state.get(piece.master, {}).items()
         if isinstance(value, Tensor) and value.numel() == 1 and key not in piece.flat.moments
     }
-    keys = sorted({key for _, key in named})
-    for key in keys:
-        counts = torch.tensor(
-            [
-                float(named[(p.name, key)]) if known and (p.name, key) in named else -1.0
-                for p in optimizer.pieces
-            ],
-            dtype=torch.float64,
-            device=optimizer.engine.device,
-        )
+    if not named:
+        return {}
+    device = optimizer.engine.device
+    values = torch.tensor([float(value) for value in named.values()], dtype=torch.float64, device=device)
+    if size > 1:
         with peer_errors():
-            dist.all_reduce(counts, op=dist.ReduceOp.MAX)
-        for piece, count in zip(optimizer.pieces, counts.tolist(), strict=True):
-            if (piece.name, key) in named:
-                named[(piece.name, key)].fill_(count)
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+    most: dict[str, float] = {}
+    for (_, key), value in zip(named, values.tolist(), strict=True):
+        most[key] = max(value, most[key]) if key in most else value
+    return {
+        (name, key): value if value >= 0 else most[key]
+        for (name, key), value in zip(named, values.tolist(), strict=True)
+    }

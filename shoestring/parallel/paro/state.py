@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from zlib import crc32
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,41 @@ def state_tensors(optimizer: ShardedOptimizer) -> dict[str, Tensor]:
     for name, buffer in persistent_buffers(engine.model).items():
         found[f"model.{name}"] = buffer
     return found
+
+
+def own_tensors(optimizer: ShardedOptimizer) -> dict[str, Tensor]:
+    """What of the state this rank writes: of what several ranks hold, one of them, known to all without asking."""
+    engine = optimizer.engine
+    layout, rank = engine.exchange.layout, engine.exchange.rank
+    group, _ = layout.locate(rank)
+    copies = {"N": (layout.size, rank), "I": (layout.count, group), "G": (1, 0)}
+    letters = {
+        entry.name: flat.strategy.states if flat.trainable else flat.strategy.parameters
+        for flat in engine.flats
+        for entry in flat.entries
+    }
+    first = {piece.name for piece in optimizer.pieces if piece.start == 0 and piece.stop > 0}
+    mine: dict[str, Tensor] = {}
+    for name, tensor in state_tensors(optimizer).items():
+        owner = _owner(name, letters)
+        count, own = copies[letters[owner] if owner else "N"]
+        if crc32(name.encode()) % count != own:
+            continue
+        if isinstance(tensor, PieceTensor):
+            if tensor.local.numel():
+                mine[name] = tensor
+        elif not name.startswith("optim.") or tensor.numel() != 1 or owner in first or letters[owner] == "N":
+            mine[name] = tensor
+    return mine
+
+
+def _owner(name: str, letters: dict[str, str]) -> str:
+    """The parameter that a checkpoint tensor belongs to; empty for buffers."""
+    plain = name.removeprefix("model.")
+    if plain in letters:
+        return plain
+    inner = name.removeprefix("optim.state.").rpartition(".")[0]
+    return inner if inner in letters else ""
 
 
 def persistent_buffers(model: torch.nn.Module) -> dict[str, Tensor]:

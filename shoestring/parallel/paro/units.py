@@ -4,7 +4,7 @@ users)."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,12 @@ def attach(unit: Unit) -> None:
 
 
 def tensors_in(value: object) -> list[Tensor]:
-    """All tensors in nested outputs of a module that take part in autograd."""
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return [leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.requires_grad]
+    """All tensors in nested arguments or outputs of a module that take part in autograd; also in
+    dataclasses."""
+    found: list[Tensor] = []
+    for leaf in torch.utils._pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found += [leaf] if leaf.requires_grad else []
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found += tensors_in([getattr(leaf, one.name) for one in fields(leaf)])
+    return found

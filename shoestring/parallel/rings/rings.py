@@ -18,10 +18,11 @@ from shoestring.parallel.rings.choice import Choice, Method, Operation, Request,
 from shoestring.parallel.rings.connection import all_on_one_host
 from shoestring.parallel.rings.schedule import block_sizes
 from shoestring.parallel.rings.seats import SCOPES, Seat
-from shoestring.parallel.rings.work import Job, Runner, cuda_runner, gloo_runner
+from shoestring.parallel.rings.work import Job, Runner, Told, cuda_runner, gloo_runner
 
 Order = Literal["rank", "nested"]
 IN_FLIGHT = 4
+Watch = Callable[[Request], Told]
 
 
 class Pending:
@@ -77,6 +78,8 @@ class Rings:
             i, so that shards of groups are cut into shards of ranks. `group` and `peers` go by position.
         scopes: which to connect; a scope of one rank needs no connection.
         choose: the rule behind method "auto".
+        watch: called as a collective is issued; what it returns is told ("began", "ended") from the thread
+            that carries it out. Must be quick and may not raise. Not for CUDA, nor for scopes of one rank.
 
     Raises:
         ConfigError: no rank or store is known.
@@ -96,6 +99,7 @@ class Rings:
         scopes: Sequence[Scope] = SCOPES,
         choose: Callable[[Request], Choice] = choose,
         name: str = "rings",
+        watch: Watch | None = None,
     ) -> None:
         self.layout = layout if isinstance(layout, Layout) else Layout(tuple(map(tuple, layout)))
         if (rank is None or store is None) and not dist.is_initialized():
@@ -107,6 +111,7 @@ class Rings:
         store = dist.distributed_c10d._get_default_store() if store is None else store
         self.device = torch.device(device)
         self._choose = choose
+        self._watch = watch
         self._error: BaseException | None = None
         self._closed = False
         self._lock = threading.Lock()
@@ -228,7 +233,8 @@ class Rings:
                 raise PeerLostError(f"{what}: {self._error or 'the rings are closed'}")
         blocks = whole.detach().view(-1).split(block_sizes(whole.numel(), runner.seat.size))
         result = shard.detach().view(-1) if shard is not None else None
-        future = runner.submit(Job(operation, choice.method, what, whole, blocks, result, request))
+        told = self._watch(request) if self._watch is not None else None
+        future = runner.submit(Job(operation, choice.method, what, whole, blocks, result, request, told))
         return Pending(choice, future)
 
     def _fail(self, error: BaseException) -> BaseException:

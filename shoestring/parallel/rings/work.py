@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -25,6 +25,7 @@ CHUNK_MOST_BYTES = 256 * 2**10
 CHUNKS_A_BLOCK = 4
 
 Fail = Callable[[BaseException], BaseException]
+Told = Callable[[Literal["began", "ended"]], None]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Job:
         what: in words, for errors.
         whole: the caller's tensor; blocks: flat views of it.
         result: flat view of the caller's shard; None for all-reduce.
+        told: called as the thread that carries it out begins, and has ended; gloo only.
     """
 
     operation: Operation
@@ -44,6 +46,7 @@ class Job:
     blocks: tuple[torch.Tensor, ...]
     result: torch.Tensor | None
     request: Request
+    told: Told | None = None
 
 
 class Runner(Protocol):
@@ -134,6 +137,8 @@ class GlooRunner:
             self._connection.close()
 
     def _run(self, job: Job, method: Method, connection: Connection) -> None:
+        if job.told is not None:
+            job.told("began")
         try:
             if self._failed is not None:
                 raise self._failed
@@ -148,6 +153,8 @@ class GlooRunner:
                 raise PeerLostError(f"{job.what}: {first}") from error
             raise
         finally:
+            if job.told is not None:
+                job.told("ended")
             with self._lock:
                 self._under_way -= 1
 

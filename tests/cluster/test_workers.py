@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from shoestring.cluster.planner import JobCost, plan_workers
+from shoestring.cluster.costs import JobCost
 from shoestring.cluster.topology import Cluster, Device, Link, Node, usable_cores, usable_memory_bytes
+from shoestring.cluster.workers import plan_workers
 
 
 def cluster(memory_bytes: int = 16 * 2**30, bandwidth: float = 1e9) -> Cluster:

@@ -1,0 +1,1 @@
+"""Training over slow links: every strategy, the peers, the rings, the planner, parity and recovery."""

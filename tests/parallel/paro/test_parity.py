@@ -1,0 +1,59 @@
+"""Four ranks in two groups train like one process, whatever the strategy and the model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from shoestring.cluster.strategies import BUILT
+from tests.parallel.paro import toys
+from tests.parallel.paro.ranks import TWO_BY_TWO, in_ranks, mean_over_ranks, rings
+
+TOLERANCE = 1e-5
+LONG = ("IIG", "GGG")
+
+
+def check_parity(folder: Path, build: toys.Build, most: int, least: int) -> None:
+    """Loss before each step, fp32: `most` steps under the strategies in LONG, `least` under the others."""
+    all_wanted, _ = toys.alone(build, 4, most)
+
+    def body(rank: int) -> None:
+        with rings(TWO_BY_TWO, rank) as exchange:
+            for strategy in BUILT:
+                steps = most if strategy in LONG else least
+                wanted = all_wanted[:steps]
+                model, optimizer = toys.sharded(build, strategy, exchange)
+                found = mean_over_ranks(toys.train(model, optimizer, rank, range(steps)))
+                assert found[-1] < found[0], strategy
+                assert toys.worst(found, wanted) < TOLERANCE, (strategy, found[-1], wanted[-1])
+
+    in_ranks(4, folder, body)
+
+
+@pytest.mark.parametrize("build", [toys.moe, toys.tied, toys.frozen], ids=lambda build: build.__name__)
+def test_losses_of_50_steps_equal_those_of_one_process(build: toys.Build, tmp_path: Path) -> None:
+    check_parity(tmp_path, build, 50, 10)
+
+
+def test_a_hugging_face_model_is_sharded_unchanged(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the Hugging Face model needs transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=toys.WORDS, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=16,
+    )  # fmt: skip
+
+    class Logits(nn.Module):
+        """Tokens in, logits out; the model inside is as it comes."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = transformers.LlamaForCausalLM(config)
+
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            """[B, T] int64 -> [B, T, V]."""
+            return self.inner(input_ids=tokens, use_cache=False).logits  # type: ignore[no-any-return]
+
+    check_parity(tmp_path, Logits, 5, 5)
