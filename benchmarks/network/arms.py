@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from benchmarks.common import ROOT
@@ -101,7 +103,7 @@ def run_arms(
 
     Args:
         flags: of `benchmarks.peers.run`, by name without dashes in front.
-        timeout_s: for all of them together; after a failure the rest is started again, with what time is left.
+        timeout_s: for all of them together; after a failure the rest is started again, with the time left.
         rounds: how often the arms are gone through.
     """
     found, left, todo = Found(), list(arms), rounds
@@ -114,7 +116,7 @@ def run_arms(
             words += [f"--{name.replace('_', '-')}", str(value)]
         rows: list[Row] = []
         with place.lab() as lab:
-            result = lab.run(words, timeout_s, QUIET, ROOT, lambda rank, line: _take(rows, rank, line))
+            result = lab.run(words, timeout_s, QUIET, ROOT, partial(_take, rows))
         found.rows += rows
         if not result.why:
             return found
@@ -165,9 +167,7 @@ def sent_bytes(row: Row) -> float:
     return statistics.fmean(row["host_sent_bytes"])
 
 
-def child(
-    module: str, words: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None
-) -> Any:
+def child(module: str, words: Sequence[str], timeout_s: float, env: Mapping[str, str] | None = None) -> Any:
     """The last line of JSON of `python -m MODULE`, in a session of its own that ends with this call.
 
     Raises:
@@ -183,10 +183,8 @@ def child(
     except subprocess.TimeoutExpired as late:
         raise PartError(f"{module} took longer than {timeout_s:g} s", "run it alone") from late
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # forked ranks, where some are left
-        except ProcessLookupError:
-            pass
         process.wait()
     lines = [line for line in said.splitlines() if line.startswith("{")]
     if process.returncode or not lines:

@@ -111,7 +111,8 @@ def _crossed(
             tensorfiles.read(paro.state_tensors(optimizer), place)
             optimizer.engine.publish()
             found = mean_over_ranks(toys.train(model, optimizer, rank, after))
-            rows.append(_row(f"crossed {build.__name__}", reader, found, wanted[BEFORE : BEFORE + AFTER], writer))
+            expected = wanted[BEFORE : BEFORE + AFTER]
+            rows.append(_row(f"crossed {build.__name__}", reader, found, expected, writer))
     return rows
 
 

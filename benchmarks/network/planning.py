@@ -53,9 +53,7 @@ class Cell:
 
     def measured_s(self) -> dict[str, float]:
         """Median step by strategy, in s."""
-        return {
-            name: self.found.median_s(f"paro_{name}") for name in BUILT if self.found.of(f"paro_{name}")
-        }
+        return {name: self.found.median_s(f"paro_{name}") for name in BUILT if self.found.of(f"paro_{name}")}
 
 
 def measure(quick: bool) -> dict[str, Any]:
@@ -158,7 +156,8 @@ def _cells(
     return [
         Cell(
             model, accumulation, rate, found,
-            job_of(found.rows[0]).model_copy(update={"compute_s": micro_s, "update_s": update_s}), cluster, layout,
+            job_of(found.rows[0]).model_copy(update={"compute_s": micro_s, "update_s": update_s}),
+            cluster, layout,
         )
         for accumulation, found in founds.items() if found.rows
     ]  # fmt: skip

@@ -43,8 +43,8 @@ INTER, INTRA, DEVICE = "200mbit", "4gbit", "inter0"
 STEPS, CHECKPOINT_EVERY, KILL_AFTER = 11, 3, 5
 SILENCE_S = 30.0
 CASES = ("IIG one", "NII one", "GGG one", "IIG early", "IIG all", "NII all")
-"""Strategy, and who is killed: `one` worker, LATE in a step; `early`: at its start, while parameters still travel
-between the groups; `all`: nothing is left but the checkpoint."""
+"""Strategy, and who is killed: `one` worker, LATE in a step; `early`: at its start, while parameters still
+travel between the groups; `all`: nothing is left but the checkpoint."""
 LATE = 0.7
 """Of a step's time."""
 
@@ -160,14 +160,13 @@ def measure(quick: bool) -> dict[str, Any]:
         [
             [
                 row["case"], row["source"], f"{row['next_step_s']:.2f}", f"{row['all_back_s']:.2f}",
-                f"{row['caught_up_s']:.2f}", f"{row['peer_bytes'] / 1e6:.1f}", f"{row['disk_bytes'] / 1e6:.1f}",
+                f"{row['caught_up_s']:.2f}", f"{row['peer_bytes'] / 1e6:.1f}",
+                f"{row['disk_bytes'] / 1e6:.1f}",
             ]
             for row in rows
         ],
     )  # fmt: skip
-    figures = {
-        f"recovery_{row['case'].replace(' ', '_')}_s": round(row["next_step_s"], 2) for row in rows
-    }
+    figures = {f"recovery_{row['case'].replace(' ', '_')}_s": round(row["next_step_s"], 2) for row in rows}
     flags = {"parameters": LAYERS * WIDTH * (WIDTH + 1), "inter": INTER, "checkpoint_every": CHECKPOINT_EVERY}
     return {"samples": {"rows": rows, "failed": failed}, "figures": figures, "flags": flags}
 
@@ -185,7 +184,8 @@ def main(case: str) -> None:
         if outcome.status != "finished" or host.kill_done is None:
             logs = "".join(path.read_text()[-1500:] for path in sorted((Path(name) / "logs").glob("*.log")))
             raise PartError(f"{case}: the run was not to the end: {outcome}; killed {host.kill_done}", logs)
-        print(json.dumps({"case": case, **_times(launch.run_dir / "events.jsonl", host.kill_done)}), flush=True)
+        times = _times(launch.run_dir / "events.jsonl", host.kill_done)
+        print(json.dumps({"case": case, **times}), flush=True)
 
 
 def _launch(run_dir: Path, strategy: str, places: list[str]) -> Launch:

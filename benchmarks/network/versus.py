@@ -10,8 +10,9 @@ import subprocess
 from typing import Any
 
 from benchmarks.common import ROOT, table
+from benchmarks.network import strategies
 from benchmarks.network.arms import Found, Place, Row, child, run_arms, sent_bytes, state_bytes
-from benchmarks.network.strategies import FLAGS
+from benchmarks.network.strategies import FLAGS, QUICK_FLAGS
 
 LOSS_TOLERANCE = 1e-2
 OURS = ("paro_IIG", "paro_III", "paro_NGG", "paro_GGG")
@@ -27,9 +28,9 @@ def measure(quick: bool) -> dict[str, Any]:
     """Samples and figures of this part."""
     subprocess.run([str(ROOT / "scripts/make-peers-venv")], cwd=ROOT, check=True)
     place = Place()
-    flags: dict[str, Any] = {**FLAGS, "warmup": 1}
+    flags: dict[str, Any] = {**(QUICK_FLAGS if quick else FLAGS), "warmup": 1}
     peers = ("zero3", "hsdp_deferred") if quick else PEERS
-    ours = ("paro_IIG",) if quick else OURS
+    ours = ("paro_IIG", "paro_NII", "paro_GGG") if quick else OURS
     print(f"peers, {place.name}: which collectives suit them", flush=True)
     tried = Found()
     if not quick:
@@ -39,7 +40,7 @@ def measure(quick: bool) -> dict[str, Any]:
     print(f"peers, {place.name}: in turns", flush=True)
     arms = [*ours, *best.values()]
     first = [best[name] if name in best else name for name in HEADLINE]
-    first = [arm for arm in first if arm in arms]
+    first = arms if quick else [arm for arm in first if arm in arms]
     rounds, steps = (1, 1) if quick else (4, 3)
     timed = run_arms(place, first, {**flags, "steps": steps}, 120.0 if quick else 500.0, rounds)
     rest = [arm for arm in arms if arm not in first]
@@ -56,7 +57,11 @@ def measure(quick: bool) -> dict[str, Any]:
         "rows": rows, "failed": {**tried.failed, **timed.failed}, "tried": tried.rows, "raw": timed.rows,
         "place": place.name, "inter": place.inter, "intra": place.intra,
     }  # fmt: skip
-    return {"samples": samples, "figures": _figures(rows, best), "flags": flags}
+    figures = _figures(rows, best)
+    if quick:
+        samples["strategies"] = strategies.rows_of(timed, ours, place)
+        figures |= strategies.worst(samples["strategies"])
+    return {"samples": samples, "figures": figures, "flags": flags}
 
 
 def _better(tried: Found, peer: str) -> str:
@@ -118,7 +123,8 @@ def _show(rows: list[Row]) -> None:
         [
             [
                 row["title"], row["arm"], f"{row['step_s']:.3f}", f"{row['step_s_range'][0]:.3f}",
-                f"{row['step_s_range'][1]:.3f}", f"{row['compute_only_s']:.3f}", f"{row['sent_bytes'] / 1e6:.2f}",
+                f"{row['step_s_range'][1]:.3f}", f"{row['compute_only_s']:.3f}",
+                f"{row['sent_bytes'] / 1e6:.2f}",
                 f"{row['state_bytes'] / 1e6:.2f}", f"{row['loss_gap']:.1e}", "yes" if row["counts"] else "NO",
             ]
             for row in rows

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from benchmarks.peers import ours
 from benchmarks.peers.common import (
     SHAPES,
     Arm,
@@ -40,7 +41,6 @@ from benchmarks.peers.common import (
     over_ranks,
     peak_rss_bytes,
 )
-from benchmarks.peers import ours
 from benchmarks.peers.fsdp import FsdpArm, FsdpChoice
 from benchmarks.peers.ours import ParoArm, ParoChoice
 from benchmarks.peers.zero import ZeroArm, ZeroChoice

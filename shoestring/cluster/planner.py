@@ -151,7 +151,7 @@ def plan_strategy(
         wanted: `auto`, or a strategy that the user asks for.
         overlap: coefficients; None: the defaults for the cluster's kind of device.
         whole: the job under NNN, where that leaves the model's dtype as it is; None: the same job.
-        preferred: taken by `auto` wherever it fits: for links that nobody has measured.
+        preferred: taken by `auto` wherever it fits, if others are faster or not; empty: none.
 
     Raises:
         ConfigError: nothing fits, or not what is wanted, with the smallest that would; `wanted` is no
@@ -279,7 +279,7 @@ def _choose(
         )
     for row in fitting:
         if row.name == preferred:
-            return row, "it fits, and without measured links memory alone is a reason to shard"
+            return row, "it fits, and on one machine memory alone is a reason to shard"
     fastest = min(fitting, key=lambda row: row.step_s)
     near = [row for row in fitting if row.step_s <= TIE * fastest.step_s]
     chosen = min(near, key=lambda row: (_SURVIVAL.index(row.survives), row.memory_bytes, row.step_s))
@@ -345,7 +345,7 @@ def _why_not_strategy(
     if wanted != AUTO:
         return f"{chosen.name} was asked for (this one: {slower})"
     if chosen.name == preferred:
-        return f"{slower}, by links that are assumed"
+        return f"{slower}, but on one machine memory alone counts"
     if row.step_s <= TIE * chosen.step_s:
         return f"{slower}, within what a prediction can tell, but it {_lacks(row, chosen)}"
     return slower

@@ -8,7 +8,8 @@ Newton-Schulz work over workers, are ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shoestring.base.config import Config
+from shoestring.parallel.paro.engine import Engine
+from shoestring.parallel.paro.flat import Piece
+from shoestring.parallel.paro.matrices import Matrices
 
 # Quintic coefficients of the published Muon: steep at zero, singular values end within about 0.7 .. 1.2.
 _QUINTIC = (3.4445, -4.7750, 2.0315)
@@ -102,12 +106,20 @@ def _kind(name: str, parameter: Tensor) -> str:
     return "router" if ".router." in name else "matrix"
 
 
+@dataclass(frozen=True)
+class Cut:
+    """Muon's pieces with their groups, and how matrices are put together from them."""
+
+    pieces: list[tuple[dict[str, Any], Piece]]
+    matrices: Matrices
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """One step for all groups; a group's `rule` says which.
 
     A Muon tensor [..., r, c] is a batch of matrices. Its update is scaled by sqrt(max(1, r / c)).
-    State and parameters are whole on every worker, so that workers may come and go; `prepare` lets them
-    share the one expensive part of a step.
+    Where state and parameters are whole on every worker, `prepare` lets them share the one expensive part of a
+    step. Where they are cut, each matrix is put together at one worker for it (`take_pieces`).
 
     Args:
         params: groups with a `rule`, "muon" or "adamw".
@@ -126,6 +138,23 @@ class MuonAdamW(torch.optim.Optimizer):
         self._ns_steps = ns_steps
         self._dtype = dtype
         self._prepared: list[Tensor] | None = None
+        self._cut: Cut | None = None
+        self._ready: dict[str, Tensor] | None = None
+
+    def take_pieces(self, pieces: Sequence[Piece], engine: Engine) -> None:
+        """From here on the groups hold these pieces; called by `paro.shard` and after every new cut."""
+        self._ready = self._prepared = None
+        self._cut = None
+        if all(piece.whole for piece in pieces):
+            return
+        by_id = {id(piece.master): piece for piece in pieces}
+        mine = [
+            (group, by_id[id(parameter)])
+            for group in self.param_groups
+            if group["rule"] == "muon"
+            for parameter in group["params"]
+        ]
+        self._cut = Cut(mine, Matrices(engine, [piece.name for _, piece in mine]))
 
     @torch.no_grad()
     def prepare(
@@ -137,10 +166,17 @@ class MuonAdamW(torch.optim.Optimizer):
 
         Args:
             rank, world: this worker's place among those that hold the same gradients.
-            exchange: sums a flat tensor over the workers in place; called once by each.
+            exchange: sums a flat tensor over the workers in place; called once by each. Not used where state is
+                cut: then matrices travel by themselves.
+
+        Raises:
+            PeerLostError: a worker is gone.
         """
+        if self._cut is not None:
+            self._ready = self._prepare_cut(self._cut)
+            return
         batches = [self._look_ahead(members, group) for group, members in self._matrices()]
-        if exchange is None or world == 1:
+        if exchange is None or world == 1 or not batches:
             self._prepared = [self._orthogonalise(batch) for batch in batches]
             return
         sizes = [batch.numel() for batch in batches]
@@ -157,11 +193,58 @@ class MuonAdamW(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Update every parameter that has a gradient, with what `prepare` made if it was called."""
+        if self._cut is not None:
+            self._step_cut(self._cut)
+            return
         if self._prepared is None:
             self.prepare()
         updates, self._prepared = self._prepared or [], None
         for (group, members), update in zip(self._matrices(), updates, strict=True):
             self._apply_muon(members, update, group)
+        for group in self.param_groups:
+            if group["rule"] == "adamw":
+                self._adamw([p for p in group["params"] if p.grad is not None], group)
+
+    def _prepare_cut(self, cut: Cut) -> dict[str, Tensor]:
+        """Look-ahead of each piece, matrices to their owners, orthogonalised by shape, and back."""
+        held: dict[str, tuple[Piece, Tensor]] = {}
+        for group, piece in cut.pieces:
+            master, keep = piece.master, group["momentum"]
+            if master.grad is None:
+                held[piece.name] = (piece, torch.zeros(master.numel(), dtype=self._dtype, device=master.device))
+                continue
+            ahead = master.grad * (1.0 - keep * keep)
+            if master in self.state:
+                ahead.add_(self.state[master]["first"], alpha=keep * keep)
+            held[piece.name] = (piece, ahead.reshape(-1).to(self._dtype))
+        matrices = cut.matrices.bring(held, self._dtype)
+        by_shape: dict[torch.Size, list[int]] = {}
+        for number, matrix in enumerate(matrices):
+            by_shape.setdefault(matrix.shape, []).append(number)
+        for numbers in by_shape.values():
+            made = self._orthogonalise(torch.stack([matrices[number] for number in numbers]))
+            for number, matrix in zip(numbers, made, strict=True):
+                matrices[number] = matrix.contiguous()
+        cut.matrices.give_back(matrices, held)
+        return {name: values for name, (_, values) in held.items()}
+
+    def _step_cut(self, cut: Cut) -> None:
+        ready, self._ready = self._ready, None
+        for group, piece in cut.pieces:
+            master = piece.master
+            if master.grad is None or not master.numel():
+                continue
+            if ready is None and bool(master.grad.any()):
+                raise RuntimeError("`prepare` comes before `step` where matrices are cut")
+            state = self.state[master]
+            if not state:
+                state["first"] = torch.zeros_like(master)
+            state["first"].lerp_(master.grad, 1.0 - group["momentum"])
+            master.mul_(1.0 - group["lr"] * group["weight_decay"])
+            rows, columns = piece.shape[-2:]
+            rate = group["lr"] * math.sqrt(max(1.0, rows / columns))
+            if ready is not None:
+                master.add_(ready[piece.name].view_as(master), alpha=-rate)
         for group in self.param_groups:
             if group["rule"] == "adamw":
                 self._adamw([p for p in group["params"] if p.grad is not None], group)

@@ -132,6 +132,8 @@ def rates_in(cluster: Cluster, dtypes: Sequence[str]) -> Rates:
 def plan_listed(costs: Costs, cluster: Cluster, parallel: ParallelConfig) -> Plan:
     """The plan for the workers that a cluster file names: the strategy is chosen by its measured links.
 
+    One machine without islands is as in `plan_here`: everybody holds everything where that fits.
+
     Raises:
         ConfigError: nothing fits, or not what is wanted, or the groups do not divide; with what would do.
     """
@@ -144,6 +146,7 @@ def plan_listed(costs: Costs, cluster: Cluster, parallel: ParallelConfig) -> Pla
         parallel.memory_limit_bytes,
         parallel.strategy,
         whole=costs.whole,
+        preferred=PLAIN if len(cluster.nodes) == len(cluster.islands) == 1 else "",
     )
     plan = plan_as_listed(cluster, sharding)
     reason = f"{plan.reason}; {why}"

@@ -106,6 +106,11 @@ def test_measured_links_decide() -> None:
     assert "4 workers on 2 hosts" in plan.reason and len(plan.alternatives) == 1
 
 
+def test_measured_links_of_one_machine_are_no_reason_to_shard() -> None:
+    plan = plan_listed(COSTS, hosts(1, 4), ParallelConfig())
+    assert plan.sharding is not None and plan.sharding.strategy == "NNN" and plan.dtype == "as_is"
+
+
 def test_a_shared_update_costs_only_who_keeps_states_whole() -> None:
     job = COSTS.sharded
     muon = job.model_copy(update={"update_bytes": 2.0, "moment_bytes": 4.0})

@@ -15,7 +15,7 @@ from shoestring.cluster.strategies import Layout, equal_groups, parse_strategy
 from shoestring.parallel.paro.engine import Engine
 from shoestring.parallel.paro.exchange import Alone, Exchange
 from shoestring.parallel.paro.flat import Entry, Flat, Piece
-from shoestring.parallel.paro.optimizer import ShardedOptimizer, adopt, make_state
+from shoestring.parallel.paro.optimizer import ShardedOptimizer, adopt, make_state, tell
 from shoestring.parallel.paro.units import Unit, attach, cut, default_units
 
 Initial = Iterable[tuple[str, Tensor]]
@@ -89,6 +89,7 @@ def shard(
     _wrap(engine, methods)
     pieces = [piece for flat in engine.flats if flat.trainable for piece in flat.pieces()]
     adopt(optimizer, originals, pieces)
+    tell(optimizer, pieces, engine)
     make_state(optimizer, pieces)
     return ShardedOptimizer(optimizer, engine, pieces, float(exchange.layout.size), clip_norm)
 

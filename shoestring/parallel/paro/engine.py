@@ -22,13 +22,12 @@ from shoestring.cluster.strategies import Strategy
 from shoestring.parallel.group import PeerLostError
 from shoestring.parallel.paro.exchange import SCOPES, Exchange
 from shoestring.parallel.paro.flat import Entry, Flat
-from shoestring.parallel.paro.jobs import Chain, Jobs
+from shoestring.parallel.paro.gradients import Gradients
 from shoestring.parallel.paro.trace import NORM, Tracer
 from shoestring.parallel.paro.units import Unit, tensors_in
 from shoestring.report.spans import Kind
 
 Phase = Literal["idle", "forward", "backward"]
-OUTSTANDING = 2  # units whose gradients may be under way; more would hold more memory
 
 
 class Engine:
@@ -54,18 +53,12 @@ class Engine:
         self.strategy = strategy
         self.device = units[0].flats[0].device if units[0].flats else units[1].flats[0].device
         self.last = False
-        self.used: set[str] = set()
         self.tracer: Tracer | None = None
         self._phase: Phase = "idle"
         self._forward_cursor = 0
         self._backward_cursor = 0
         self._reduce_cursor = 0
-        self._jobs = Jobs()
-        self._incoming: dict[int, Tensor] = {}  # id of a flat -> this pass's gradient, [padded]
-        self._filled: dict[int, set[str]] = {}
-        self._summed: dict[
-            int, Tensor
-        ] = {}  # id of a flat -> gradient summed over all ranks, by the states letter
+        self.gradients = Gradients(exchange, self._about)
         self._gradient_handles: list[RemovableHandle] = []
         self._hook()
 
@@ -85,11 +78,11 @@ class Engine:
         self._forward_cursor = 1
         self._turn("forward", self.units[0])
         self._arrive(self.units[0])
-        self._issue_forward(1)
+        self._prefetch(1)
 
     def end(self, outputs: object) -> None:
         """A forward pass is over: called like `begin`."""
-        for tensor in tensors_in(outputs):
+        for tensor in self._watched(outputs):
             tensor.register_hook(lambda _: self._start_backward())
         if self._phase == "forward" and not torch.is_grad_enabled():
             self.release()
@@ -111,28 +104,39 @@ class Engine:
         if self._phase == "idle":
             self.begin()
         if torch.is_grad_enabled():
-            due = tensors_in(inputs)
+            due = self._watched(inputs)
             unit.inputs_due = bool(due)
             if due:
                 torch.autograd.graph.register_multi_grad_hook(due, lambda _: self._inputs_done(unit))
         self._forward_cursor = min(self._forward_cursor, unit.index)
-        self._issue_forward(unit.index + 1)
+        while self._forward_cursor <= unit.index:
+            self._issue(self.units[self._forward_cursor])
+            self._forward_cursor += 1
+        self._prefetch(unit.index + 1)
         self._arrive(unit)
         self._turn("forward", unit)
 
-    def _issue_forward(self, upto: int) -> None:
-        while self._forward_cursor <= min(upto, len(self.units) - 1):
-            self._issue(self.units[self._forward_cursor])
-            self._forward_cursor += 1
+    def _prefetch(self, index: int) -> None:
+        """Gather the unit that comes next, unless its last update is still on its way: that would be waited for
+        here, while this unit could compute. Then it is gathered when it is used; the order stays the same."""
+        if index == self._forward_cursor < len(self.units):
+            unit = self.units[index]
+            if all(pending.done() for pending in unit.syncing):
+                self._issue(unit)
+                self._forward_cursor += 1
 
     def leave(self, unit: Unit, outputs: object) -> None:
         """It is over."""
-        for tensor in tensors_in(outputs):
+        for tensor in self._watched(outputs):
             tensor.register_hook(lambda _: self._before_backward(unit))
         if self._phase == "forward":
             self._turn("forward", self.units[0])
         if self._phase == "forward" and not (self._kept(unit) and torch.is_grad_enabled()):
             self._free(unit)
+
+    def _watched(self, values: object) -> list[Tensor]:
+        """Tensors whose gradients tell where backward is. Parameters that are whole are there anyway."""
+        return tensors_in(values) if self.strategy.parameters != "N" or self.tracer is not None else []
 
     def _kept(self, unit: Unit) -> bool:
         """The root is in use all the time, and backward begins with the last unit: both stay."""
@@ -180,32 +184,15 @@ class Engine:
         self._start_backward()
         gradient = entry.parameter.grad
         assert gradient is not None
-        self.used.add(entry.name)
+        self.gradients.used.add(entry.name)
         if self._in_place(flat):
             flat.dirty = True
         else:
-            self._collect(flat, entry, gradient)
+            self.gradients.collect(flat, entry, gradient)
             entry.parameter.grad = None
         unit.left.discard(entry.name)
         if unit.index and not unit.left and not unit.inputs_due:
             self._complete(unit)
-
-    @torch.no_grad()
-    def _collect(self, flat: Flat, entry: Entry, gradient: Tensor) -> None:
-        if flat.strategy.gradients == "N":
-            flat.gradients[entry.offset : entry.end].add_(gradient.reshape(-1))
-            flat.dirty = True
-            return
-        key = id(flat)
-        if key not in self._incoming:
-            self._incoming[key] = torch.empty(flat.padded, dtype=flat.wire_dtype, device=flat.device)
-            self._filled[key] = set()
-        target = self._incoming[key][entry.offset : entry.end]
-        if entry.name in self._filled[key]:
-            target.add_(gradient.reshape(-1))
-        else:
-            target.copy_(gradient.reshape(-1))
-            self._filled[key].add(entry.name)
 
     def _inputs_done(self, unit: Unit) -> None:
         unit.inputs_due = False
@@ -221,10 +208,9 @@ class Engine:
             self.tracer.leave("backward", unit.name, self.units[0].name)
         self._free(unit)
         while self._reduce_cursor >= 0 and self.units[self._reduce_cursor].complete:
-            self._send(self.units[self._reduce_cursor])
+            self.gradients.send(self.units[self._reduce_cursor].trainable, self.last)
             self._reduce_cursor -= 1
-        self._jobs.poll()
-        self._jobs.drain(OUTSTANDING * max(1, len(unit.trainable)))
+        self.gradients.move_on(len(unit.trainable))
 
     def _end_backward(self) -> None:
         while self._backward_cursor >= 0:  # units that no gradient reached
@@ -248,62 +234,6 @@ class Engine:
 
     # --- gradients ------------------------------------------------------------------------------
 
-    def _send(self, unit: Unit) -> None:
-        for flat in reversed(unit.trainable):
-            full = self._incoming.pop(id(flat), None)
-            if flat.strategy.gradients != "N":
-                full = self._fill_up(flat, full)
-            elif not self.last:
-                continue
-            self._jobs.start(self._reduce_job(flat, full, self.last))
-
-    @torch.no_grad()
-    def _fill_up(self, flat: Flat, full: Tensor | None) -> Tensor:
-        """Zeros where no gradient came."""
-        filled = self._filled.pop(id(flat), set())
-        if full is None:
-            return torch.zeros(flat.padded, dtype=flat.wire_dtype, device=flat.device)
-        for entry in flat.entries:
-            if entry.name not in filled:
-                full[entry.offset : entry.end].zero_()
-        full[flat.numel :].zero_()
-        return full
-
-    @torch.no_grad()
-    def _reduce_job(self, flat: Flat, full: Tensor | None, last: bool) -> Chain:
-        if full is not None:
-            first, flat.dirty = not flat.dirty, True
-            direct = first and flat.wire_dtype == flat.gradient_dtype
-            target = flat.gradients if direct else torch.empty_like(flat.gradients, dtype=flat.wire_dtype)
-            self._about(flat)
-            yield self.exchange.reduce(target, full, SCOPES[(flat.strategy.gradients, "N")])
-            if first and not direct:
-                flat.gradients.copy_(target)
-            elif not first:
-                flat.gradients.add_(target)
-        if last:
-            yield from self._sync_job(flat)
-
-    @torch.no_grad()
-    def _sync_job(self, flat: Flat) -> Chain:
-        """From the gradients letter to the states letter, summed over all ranks."""
-        have, want = flat.strategy.gradients, flat.strategy.states
-        if not flat.dirty:
-            flat.gradients.zero_()
-        summed = flat.gradients if have == want == "G" else flat.gradients.to(flat.wire_dtype)
-        if have != want:
-            shard = summed.new_empty(flat.padded // flat.layout.parts(want))
-            self._about(flat)
-            # The exchange may overwrite what it sums: the accumulated gradients are not needed any more.
-            yield self.exchange.reduce(shard, summed, SCOPES[(want, have)])
-            summed = shard
-        self._about(flat)
-        if want == "I":
-            yield self.exchange.sum(summed, "peers")
-        elif want == "N":
-            yield self.exchange.sum(summed, "world")
-        self._summed[id(flat)] = summed
-
     def finish_gradients(self) -> None:
         """Return once all gradients are summed over all ranks.
 
@@ -311,29 +241,15 @@ class Engine:
             PeerLostError: a peer is gone; nothing was applied.
         """
         self._turn("update")
-        self._jobs.drain(0)
-        for unit in reversed(self.units):
-            for flat in reversed(unit.trainable):
-                if id(flat) not in self._summed:
-                    self._jobs.start(self._sync_job(flat))
-        self._jobs.drain(0)
-        self._about(None)
+        self.gradients.finish([flat for unit in reversed(self.units) for flat in reversed(unit.trainable)])
 
     def summed(self, flat: Flat) -> Tensor:
         """The gradient of this rank's shard by the states letter, after `finish_gradients`."""
-        return self._summed[id(flat)]
+        return self.gradients.summed(flat)
 
     def clear_gradients(self) -> None:
         """Start the next step from zero."""
-        self._jobs.drain(0)
-        self._summed.clear()
-        self._incoming.clear()
-        self._filled.clear()
-        self.used.clear()
-        for flat in self.flats:
-            flat.dirty = False
-            if flat.trainable and flat.strategy.gradients == "N":
-                flat.gradients.zero_()
+        self.gradients.clear([flat for flat in self.flats if flat.trainable])
 
     # --- parameters ------------------------------------------------------------------------------
 
@@ -457,7 +373,7 @@ class Engine:
     def rewire(self, exchange: Exchange, strategy: Strategy) -> None:
         """Other ranks, other letters; the units' flats were made anew for them."""
         self.abandon()
-        self.exchange = exchange
+        self.exchange = self.gradients.exchange = exchange
         self.strategy = strategy
         for unit in self.units:
             unit.coming.clear()
@@ -475,7 +391,7 @@ class Engine:
     def abandon(self) -> None:
         """Forget the micro-step under way, whose collectives have failed or will; masters are as they
         were."""
-        self._jobs.clear()
+        self.gradients.abandon()
         self._phase = "idle"
         self.last = False
         for unit in self.units:

@@ -50,6 +50,19 @@ class Jobs:
             self._jobs[0].wait()
             self.poll()
 
+    def hold(self, keep: int) -> None:
+        """Wait until at most `keep` chains are in their first collective.
+
+        Raises:
+            PeerLostError: a peer is gone.
+        """
+        while True:
+            first = [job for job in self._jobs if job.stage <= 1]
+            if len(first) <= keep:
+                return
+            first[0].wait()
+            self.poll()
+
     def clear(self) -> None:
         """Forget all chains; their collectives have failed or will."""
         self._jobs.clear()

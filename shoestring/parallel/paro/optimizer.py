@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,24 @@ from shoestring.parallel.paro.flat import Piece
 ELEMENTWISE = frozenset(
     {"SGD", "Adam", "AdamW", "NAdam", "RAdam", "Adamax", "Adagrad", "Adadelta", "RMSprop", "ASGD", "Rprop"}
 )
+
+
+@runtime_checkable
+class TakesPieces(Protocol):
+    """An optimizer that knows about pieces: it is told which ones it holds, at first and after every new cut."""
+
+    def take_pieces(self, pieces: Sequence[Piece], engine: Engine) -> None:
+        """Its groups hold these from here on."""
+        ...
+
+
+@runtime_checkable
+class WorksTogether(Protocol):
+    """An optimizer with a part of its step that ranks do together, before anything is changed."""
+
+    def prepare(self, rank: int, world: int, exchange: Callable[[Tensor], object]) -> None:
+        """Do this rank's share; `exchange` sums a tensor over the ranks, in place."""
+        ...
 
 
 class GradientError(ShoestringError):
@@ -77,6 +95,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
         facts = self.facts()
         self.engine.exchange.sum(facts, "world").wait()
         self.take(facts, self.divide_by)
+        if isinstance(self.inner, WorksTogether):
+            exchange = self.engine.exchange
+            self.inner.prepare(exchange.rank, exchange.layout.size, lambda t: exchange.sum(t, "world").wait())
         self.apply()
 
     def reduce(self) -> None:
@@ -94,7 +115,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
                 held_by = flat.layout.size / flat.layout.parts(flat.strategy.states)
                 norm = torch.linalg.vector_norm(self.engine.summed(flat), dtype=torch.float32)
                 square += norm.double().square() / held_by
-        used = [float(piece.name in self.engine.used) for piece in self.pieces]
+        used = [float(piece.name in self.engine.gradients.used) for piece in self.pieces]
         return torch.cat([square.reshape(1), torch.tensor(used, dtype=torch.float64, device=square.device)])
 
     def take(self, facts: Tensor, divide_by: float) -> None:
@@ -109,7 +130,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
         values = facts.tolist()
         self.norm = math.sqrt(values[0]) / divide_by if values[0] >= 0 else math.nan
         if not math.isfinite(self.norm):
-            raise self._not_finite()
+            error = self._not_finite()
+            self.engine.clear_gradients()  # or they would be in the next step, too
+            raise error
         scale = 1.0 / divide_by
         if self.clip_norm and self.norm > self.clip_norm:
             scale *= self.clip_norm / self.norm
@@ -169,7 +192,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         names = [piece.name for piece, bad in zip(self.pieces, found.tolist(), strict=True) if bad]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return GradientError(
-            f"the gradient of {shown or 'no single parameter (their sum overflows)'} is not finite; nothing was applied",
+            f"the gradient of {shown or 'no single parameter (but their sum)'} is not finite; nothing applied",
             "look at this step's samples, lower the learning rate, or clip the gradient",
         )
 
@@ -186,11 +209,10 @@ def adopt(inner: torch.optim.Optimizer, originals: dict[int, str], pieces: list[
     """
     kind = type(inner).__name__
     whole = all(piece.whole for piece in pieces)
-    if not (whole or kind in ELEMENTWISE or getattr(inner, "takes_pieces", False)):
+    if not (whole or kind in ELEMENTWISE or isinstance(inner, TakesPieces)):
         raise ConfigError(
             f"{kind} may need whole tensors, and this strategy cuts them into pieces",
-            f"use one of {', '.join(sorted(ELEMENTWISE))}; or set `takes_pieces = True` on an optimizer that treats "
-            "every element by itself",
+            f"use one of {', '.join(sorted(ELEMENTWISE))}; or teach it pieces, as `train.muon` does",
         )
     by_name = {piece.name: piece for piece in pieces}
     for group in inner.param_groups:
@@ -209,6 +231,12 @@ def adopt(inner: torch.optim.Optimizer, originals: dict[int, str], pieces: list[
                 inner.state[piece.master] = _cut_state(inner.state.pop(parameter), piece)
             members.append(piece.master)
         group["params"] = members
+
+
+def tell(inner: torch.optim.Optimizer, pieces: list[Piece], engine: Engine) -> None:
+    """Let an optimizer that knows about pieces know which ones its groups hold now."""
+    if isinstance(inner, TakesPieces):
+        inner.take_pieces(pieces, engine)
 
 
 def _cut_state(state: dict[str, Any], piece: Piece) -> dict[str, Any]:

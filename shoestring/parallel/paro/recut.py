@@ -22,7 +22,7 @@ from shoestring.parallel.group import peer_errors
 from shoestring.parallel.paro.exchange import Exchange
 from shoestring.parallel.paro.flat import Flat, Piece
 from shoestring.parallel.paro.moves import Move, Range, cut_shard, plan_moves
-from shoestring.parallel.paro.optimizer import ShardedOptimizer
+from shoestring.parallel.paro.optimizer import ShardedOptimizer, tell
 from shoestring.parallel.paro.pieces import PieceTensor
 
 
@@ -232,6 +232,7 @@ def _rename(optimizer: ShardedOptimizer, pieces: list[Piece], counts: dict[tuple
                 made[key] = value
         optimizer.inner.state[piece.master] = made
     optimizer.pieces = pieces
+    tell(optimizer.inner, pieces, optimizer.engine)
 
 
 def _counts(optimizer: ShardedOptimizer, known: bool, size: int) -> dict[tuple[str, str], float]:

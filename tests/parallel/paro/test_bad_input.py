@@ -61,7 +61,6 @@ def test_a_gradient_that_is_no_number_is_named_on_all_ranks(tmp_path: Path) -> N
                     handle.remove()
                 kept = zip(before, optimizer.pieces, strict=True)
                 assert all(torch.equal(old, piece.master) for old, piece in kept), strategy
-                optimizer.zero_grad()
                 found = mean_over_ranks(toys.train(model, optimizer, rank, range(2)))
                 assert toys.worst(found, wanted) < TOLERANCE, strategy
 

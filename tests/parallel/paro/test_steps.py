@@ -218,6 +218,26 @@ def looks(model: nn.Module) -> list[float]:
     return [loss, nll, float(logits.norm())]
 
 
+def test_a_step_without_a_batch_changes_nothing(tmp_path: Path) -> None:
+    """Gradients of the step before are not taken again; nor do those count that were thrown away."""
+
+    def body(rank: int) -> None:
+        with rings(TWO_BY_TWO, rank) as exchange:
+            for strategy in SOME:
+                model, optimizer = toys.sharded(toys.tied, strategy, exchange, sgd)
+                toys.train(model, optimizer, rank, [0])
+                before = [piece.master.detach().clone() for piece in optimizer.pieces]
+                optimizer.step()
+                toys.loss_of(model, toys.tokens_of(1, rank)).backward()
+                optimizer.zero_grad()
+                optimizer.step()
+                assert optimizer.norm == 0.0, strategy
+                same = zip(before, optimizer.pieces, strict=True)
+                assert all(torch.equal(old, piece.master) for old, piece in same), strategy
+
+    in_ranks(4, tmp_path, body)
+
+
 def test_a_second_backward_pass_is_refused(tmp_path: Path) -> None:
     def body(rank: int) -> None:
         with rings(TWO_BY_TWO, rank) as exchange:

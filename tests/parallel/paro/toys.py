@@ -92,7 +92,9 @@ def loss_of(model: nn.Module, tokens: Tensor) -> Tensor:
     if isinstance(model, MoeLM):
         out = model.loss(tokens, step=0, sample_ids=range(len(tokens)))
         return out.loss_sum / out.weight
-    return F.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    out = model(tokens[:, :-1])
+    logits = out if isinstance(out, Tensor) else out.logits
+    return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
 def tokens_of(step: int, rank: int, micro: int = 0) -> Tensor:
