@@ -53,14 +53,15 @@ def measure(quick: bool) -> dict[str, Any]:
     for row in rows:
         row["title"] = next((TITLES[peer] for peer, arm in best.items() if arm == row["arm"]), row["arm"])
     _show(rows)
-    samples = {
+    samples: dict[str, Any] = {
         "rows": rows, "failed": {**tried.failed, **timed.failed}, "tried": tried.rows, "raw": timed.rows,
         "place": place.name, "inter": place.inter, "intra": place.intra,
     }  # fmt: skip
     figures = _figures(rows, best)
     if quick:
-        samples["strategies"] = strategies.rows_of(timed, ours, place)
-        figures |= strategies.worst(samples["strategies"])
+        own = strategies.rows_of(timed, ours, place)
+        samples["strategies"] = own
+        figures |= strategies.worst(own)
     return {"samples": samples, "figures": figures, "flags": flags}
 
 

@@ -71,8 +71,8 @@ def _weigh(step: int, able: dict[int, Held]) -> Found:
             step,
             frozenset(able),
             False,
-            f"parameters from peers; {left.masters_from_parameters:.0%} of the masters were made from them and their "
-            f"moments are not with peers ({held_by})",
+            f"parameters from peers; {left.masters_from_parameters:.0%} of the masters made from them, "
+            f"their moments are not with peers ({held_by})",
         )
     missing = 1.0 - max(left.states, left.parameters)
     return Found(-1, frozenset(), False, f"at least {missing:.0%} of step {step} is with nobody ({held_by})")

@@ -118,7 +118,13 @@ class Seat:
         return _expect(reply, m.Committed).ok
 
     def recovered(
-        self, round_id: int, took_s: float, own_bytes: int, peer_bytes: int, rounded_bytes: int, disk_bytes: int
+        self,
+        round_id: int,
+        took_s: float,
+        own_bytes: int,
+        peer_bytes: int,
+        rounded_bytes: int,
+        disk_bytes: int,
     ) -> None:
         """Say where this worker's shards came from, for the record."""
         told = m.Recovered(

@@ -118,8 +118,8 @@ class MuonAdamW(torch.optim.Optimizer):
     """One step for all groups; a group's `rule` says which.
 
     A Muon tensor [..., r, c] is a batch of matrices. Its update is scaled by sqrt(max(1, r / c)).
-    Where state and parameters are whole on every worker, `prepare` lets them share the one expensive part of a
-    step. Where they are cut, each matrix is put together at one worker for it (`take_pieces`).
+    Where state and parameters are whole on every worker, `prepare` lets them share the one expensive part of
+    a step. Where they are cut, each matrix is put together at one worker for it (`take_pieces`).
 
     Args:
         params: groups with a `rule`, "muon" or "adamw".
@@ -166,7 +166,8 @@ class MuonAdamW(torch.optim.Optimizer):
 
         Args:
             rank, world: this worker's place among those that hold the same gradients.
-            exchange: sums a flat tensor over the workers in place; called once by each. Not used where state is
+            exchange: sums a flat tensor over the workers in place; called once by each. Not used where state
+                is
                 cut: then matrices travel by themselves.
 
         Raises:
@@ -211,7 +212,10 @@ class MuonAdamW(torch.optim.Optimizer):
         for group, piece in cut.pieces:
             master, keep = piece.master, group["momentum"]
             if master.grad is None:
-                held[piece.name] = (piece, torch.zeros(master.numel(), dtype=self._dtype, device=master.device))
+                held[piece.name] = (
+                    piece,
+                    torch.zeros(master.numel(), dtype=self._dtype, device=master.device),
+                )
                 continue
             ahead = master.grad * (1.0 - keep * keep)
             if master in self.state:

@@ -37,7 +37,8 @@ def shard(
     device: torch.device | None = None,
     initial: Initial | None = None,
 ) -> ShardedOptimizer:
-    """Shard a model in place, and its optimizer with it.
+    """Shard a model in place, and its optimizer with it; returns the one to step, whose `.engine` has the
+    rest.
 
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         optimizer = paro.shard(model, optimizer, "IIG", dtype=torch.bfloat16)
@@ -64,9 +65,6 @@ def shard(
         initial: (name, value) of each parameter and buffer of a meta model, one at a time in any order;
             without it the modules' own `reset_parameters` are called, unit by unit.
 
-    Returns:
-        The optimizer to step; `.engine` has the rest.
-
     Raises:
         ConfigError: unknown letters, groups that do not divide the ranks, an optimizer that cannot work on
             pieces.
@@ -80,8 +78,8 @@ def shard(
         exchange = _default_exchange(layout)
     device = device or _device_of(model)
     cut_units = cut(
-        model, default_units(model) if units is None else units, letters, exchange.layout, exchange.rank, device,
-        _dtype_choice(dtype), gradient_dtype, wire_dtype,
+        model, default_units(model) if units is None else units, letters, exchange.layout, exchange.rank,
+        device, _dtype_choice(dtype), gradient_dtype, wire_dtype,
     )  # fmt: skip
     originals = {id(e.parameter): e.name for u in cut_units for f in u.flats for e in f.entries}
     _load(model, cut_units, initial, device)
@@ -186,16 +184,16 @@ def _reset(
             continue
         if not callable(getattr(module, "reset_parameters", None)):
             raise ConfigError(
-                f"{type(module).__name__} has no reset_parameters, so its values on the meta device are unknown",
+                f"{type(module).__name__} has no reset_parameters, so its values are unknown",
                 "give them as `initial`",
             )
         module.to_empty(device=device, recurse=False)
         module.reset_parameters()
         for attribute, parameter in own.items():
             held.pop(id(parameter))
-            yield names[id(parameter)], module._parameters[attribute]  # type: ignore[misc]
+            yield names[id(parameter)], module._parameters[attribute]
         for attribute in own_buffers:
-            yield (f"{prefix}.{attribute}" if prefix else attribute), module._buffers[attribute]  # type: ignore[misc]
+            yield (f"{prefix}.{attribute}" if prefix else attribute), module._buffers[attribute]
 
 
 def _set_buffer(model: nn.Module, name: str, value: Tensor) -> None:

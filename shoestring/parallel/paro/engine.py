@@ -117,8 +117,9 @@ class Engine:
         self._turn("forward", unit)
 
     def _prefetch(self, index: int) -> None:
-        """Gather the unit that comes next, unless its last update is still on its way: that would be waited for
-        here, while this unit could compute. Then it is gathered when it is used; the order stays the same."""
+        """Gather the unit that comes next, unless its last update is still on its way: that would be waited
+        for here, while this unit could compute. Then it is gathered when it is used; the order stays the
+        same."""
         if index == self._forward_cursor < len(self.units):
             unit = self.units[index]
             if all(pending.done() for pending in unit.syncing):
@@ -352,7 +353,10 @@ class Engine:
         self.model.register_forward_hook(self._root_after)
 
     def _hook_gradient(self, unit: Unit, flat: Flat, entry: Entry) -> RemovableHandle:
-        return entry.parameter.register_post_accumulate_grad_hook(lambda _: self._take(unit, flat, entry))
+        handle: RemovableHandle = entry.parameter.register_post_accumulate_grad_hook(
+            lambda _: self._take(unit, flat, entry)
+        )
+        return handle
 
     def _hook_unit(self, unit: Unit, module: nn.Module) -> None:
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:

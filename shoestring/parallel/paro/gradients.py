@@ -1,4 +1,5 @@
-"""Gradients on their way: collected while backward runs, cut, summed over the ranks (PaRO, arXiv 2310.06003)."""
+"""Gradients on their way: collected while backward runs, cut, summed over the ranks (PaRO, arXiv
+2310.06003)."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ class Gradients:
             self._filled[key].add(entry.name)
 
     def send(self, flats: list[Flat], last: bool) -> None:
-        """These flats have all gradients of this pass; after the `last` pass of a step they go all the way."""
+        """These flats have all gradients of this pass; after the `last` pass of a step they go all the
+        way."""
         for flat in reversed(flats):
             if flat.strategy.gradients != "N":
                 full = self._fill_up(flat, self._incoming.pop(id(flat), None))

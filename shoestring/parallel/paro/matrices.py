@@ -1,8 +1,10 @@
-"""Whole matrices out of pieces, each at one rank, and back: for optimizers that work on matrices (source: ours).
+"""Whole matrices out of pieces, each at one rank, and back: for optimizers that work on matrices (source:
+ours).
 
-Muon needs a matrix whole. Shards are long and matrices short, so most matrices lie in one shard, and each goes to the
-rank that holds most of it: only those that lie across the end of a shard travel, in part. Where groups hold copies,
-each group works for itself.
+Muon needs a matrix whole. Shards are long and matrices short, so most matrices lie in one shard, and each
+goes to the
+rank that holds most of it: only those that lie across the end of a shard travel, in part. Where groups hold
+copies, each group works for itself.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from shoestring.parallel.paro.flat import Piece
 
 @dataclass(frozen=True)
 class Part:
-    """Elements [start, stop) of a parameter's flattened form, which `rank` holds, of a matrix that `owner` gets."""
+    """Elements [start, stop) of a parameter's flattened form, which `rank` holds, of a matrix that `owner`
+    gets."""
 
     name: str
     matrix: int
@@ -52,7 +55,9 @@ class Matrices:
                 if entry.name in wanted:
                     self.shapes[entry.name] = entry.shape
                     held = {
-                        rank: _held(flat.padded, engine, flat.strategy.states, rank, entry.offset, entry.numel)
+                        rank: _held(
+                            flat.padded, engine, flat.strategy.states, rank, entry.offset, entry.numel
+                        )
                         for rank in ranks
                     }
                     parts += _parts(entry.name, entry.shape, held)
@@ -72,9 +77,7 @@ class Matrices:
         self._exchange(pieces, whole, to_owner=True)
         return [whole[key].view(self.shapes[key[0]][-2:]) for key in self.owned]
 
-    def give_back(
-        self, matrices: Sequence[Tensor], pieces: Mapping[str, tuple[Piece, Tensor]]
-    ) -> None:
+    def give_back(self, matrices: Sequence[Tensor], pieces: Mapping[str, tuple[Piece, Tensor]]) -> None:
         """Owned matrices into the values of whoever holds their parts.
 
         Args:
@@ -123,9 +126,7 @@ def _working_together(engine: Engine, letter: str) -> Sequence[int]:
     return range(layout.size) if letter == "G" else (rank,)
 
 
-def _held(
-    padded: int, engine: Engine, letter: str, rank: int, offset: int, numel: int
-) -> tuple[int, int]:
+def _held(padded: int, engine: Engine, letter: str, rank: int, offset: int, numel: int) -> tuple[int, int]:
     """Elements of a parameter that a rank holds."""
     index, parts = engine.exchange.layout.shard(letter, rank)
     width = padded // parts

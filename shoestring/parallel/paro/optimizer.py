@@ -23,7 +23,8 @@ ELEMENTWISE = frozenset(
 
 @runtime_checkable
 class TakesPieces(Protocol):
-    """An optimizer that knows about pieces: it is told which ones it holds, at first and after every new cut."""
+    """An optimizer that knows about pieces: it is told which ones it holds, at first and after every new
+    cut."""
 
     def take_pieces(self, pieces: Sequence[Piece], engine: Engine) -> None:
         """Its groups hold these from here on."""
@@ -192,7 +193,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         names = [piece.name for piece, bad in zip(self.pieces, found.tolist(), strict=True) if bad]
         shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return GradientError(
-            f"the gradient of {shown or 'no single parameter (but their sum)'} is not finite; nothing applied",
+            f"the gradient of {shown or 'no single parameter (but their sum)'} is not finite; none applied",
             "look at this step's samples, lower the learning rate, or clip the gradient",
         )
 

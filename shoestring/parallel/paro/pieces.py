@@ -68,18 +68,20 @@ class PieceTensor(Tensor):
     @staticmethod
     def __new__(cls, local: Tensor, shape: torch.Size, start: int) -> PieceTensor:
         """A wrapper without storage of its own."""
-        made = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        made = torch.Tensor._make_wrapper_subclass(
             cls, shape, dtype=local.dtype, device=local.device
         )
         made.local, made.start = local, start
-        return made  # type: ignore[no-any-return]
+        return made
 
     @classmethod
-    def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Refuses: arithmetic would need the whole."""
         raise NotImplementedError(f"{function} on a piece of a tensor: gather it first")
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         """Says what is held."""
         return f"PieceTensor({tuple(self.shape)}, elements {self.start}..{self.start + self.local.numel()})"
 

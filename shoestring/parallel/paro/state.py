@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from zlib import crc32
 
 import torch
@@ -41,7 +42,8 @@ def state_tensors(optimizer: ShardedOptimizer) -> dict[str, Tensor]:
 
 
 def own_tensors(optimizer: ShardedOptimizer) -> dict[str, Tensor]:
-    """What of the state this rank writes: of what several ranks hold, one of them, known to all without asking."""
+    """What of the state this rank writes: of what several ranks hold, one of them, known to all without
+    asking."""
     engine = optimizer.engine
     layout, rank = engine.exchange.layout, engine.exchange.rank
     group, _ = layout.locate(rank)
@@ -66,7 +68,7 @@ def own_tensors(optimizer: ShardedOptimizer) -> dict[str, Tensor]:
     return mine
 
 
-def _owner(name: str, letters: dict[str, str]) -> str:
+def _owner(name: str, letters: Mapping[str, str]) -> str:
     """The parameter that a checkpoint tensor belongs to; empty for buffers."""
     plain = name.removeprefix("model.")
     if plain in letters:

@@ -142,7 +142,7 @@ def _owners(
 def _name(model: nn.Module, wanted: nn.Module) -> str:
     for name, module in model.named_modules():
         if module is wanted:
-            return name
+            return str(name)
     raise ConfigError("a unit is not part of the model", "name submodules of the model as units")
 
 
