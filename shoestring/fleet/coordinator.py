@@ -17,7 +17,7 @@ from shoestring.base.errors import CheckpointError, ShoestringError
 from shoestring.control.controller import Controller
 from shoestring.control.monitor import Monitor
 from shoestring.data.store import DurableLedger
-from shoestring.fleet import drill, pace
+from shoestring.fleet import drill, pace, patience
 from shoestring.fleet import messages as m
 from shoestring.fleet.checkpoints import Keeper
 from shoestring.fleet.config import FleetConfig
@@ -69,6 +69,7 @@ class Coordinator:
         self._outcome = self._error = self._todo = ""
         self._broken_at_s: float | None = now
         self._break_reason = "start"
+        self._fruitless, self._form_at_s = 0, now
         self._last_now = self._last_tick_s = now
         self._messages: list[str] = []
         self._handlers = self._handler_table()
@@ -156,7 +157,7 @@ class Coordinator:
         ):
             if request.last_round < round_.round_id:
                 return round_.message(request.worker)
-            self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
+            self._left(now, round_, request)
         if self._outcome:
             return m.Stop(self._outcome)
         self._members.join(now, request.worker, request.step, request.last_round, request.held)
@@ -211,7 +212,8 @@ class Coordinator:
         return self._stepper.saved(now, round_, request, self._kept)
 
     def _recovered(self, now: float, request: m.Recovered) -> m.Reply:
-        self._log.append("recovery", step=self._kept.confirmed, **msgspec.structs.asdict(request))
+        told = msgspec.structs.asdict(request)
+        self._log.append("recovery", step=self._kept.confirmed, reason=request.in_words(), **told)
         return m.Ack()
 
     def _bad_checkpoint(self, now: float, request: m.BadCheckpoint) -> m.Reply:
@@ -314,8 +316,18 @@ class Coordinator:
 
     # --- rounds --------------------------------------------------------------------------------
 
+    def _left(self, now: float, round_: RoundState, request: m.Join) -> None:
+        """A member came back from its round. Rounds that get nowhere, one after the other, form ever later."""
+        self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
+        self._fruitless = 0 if round_.confirmed() > round_.step else self._fruitless + 1
+        pause_s = patience.pause_s(self._fruitless)
+        if pause_s:
+            self._form_at_s = now + pause_s
+            text = f"{self._fruitless} rounds in a row got nowhere, the next one forms in {pause_s:.1f} s"
+            self._note("decision", f"{text}; the last problem: {request.problem}")
+
     def _form_round(self, now: float) -> None:
-        if self._round is not None or self._outcome:
+        if self._round is not None or self._outcome or now < self._form_at_s:
             return
         formed = self._members.try_form(now, self._kept.confirmed)
         if formed is None:

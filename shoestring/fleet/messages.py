@@ -10,6 +10,8 @@ from typing import Any
 
 import msgspec
 
+from shoestring.base.units import format_bytes
+
 
 class Message(msgspec.Struct, frozen=True, tag=True):
     """Base of all that goes over a transport; the class name is the tag."""
@@ -114,6 +116,17 @@ class Recovered(Message, frozen=True):
     peer_bytes: int
     rounded_bytes: int
     disk_bytes: int
+
+    def in_words(self) -> str:
+        """For the record."""
+        parts = {
+            "kept": self.own_bytes,
+            "from peers": self.peer_bytes,
+            "made from parameters": self.rounded_bytes,
+            "from the checkpoint": self.disk_bytes,
+        }
+        told = ", ".join(f"{format_bytes(size)} {how}" for how, size in parts.items() if size)
+        return f"{self.worker} had its shards in {self.took_s:.2f} s: {told or 'nothing had to be moved'}"
 
 
 class BadCheckpoint(Message, frozen=True):

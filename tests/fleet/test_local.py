@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import subprocess
@@ -244,8 +245,24 @@ def test_how_a_child_ended_and_what_it_said(tmp_path: Path, body: object, code: 
 
 
 def _lists_descriptors(_: int) -> int:
-    print(sorted(int(fd) for fd in os.listdir("/proc/self/fd")))
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            print("held:", os.readlink(f"/proc/self/fd/{name}"))
+        except OSError:
+            continue  # the descriptor of the listing itself
     return 5
+
+
+def _lets_an_object_of_its_parent_go(_: int) -> int:
+    """What the parent opened is closed by number when its object goes: a new file must not have it."""
+    mine = open(os.devnull)
+    PARENTS.clear()
+    gc.collect()
+    mine.readline()  # raises where it was closed underneath
+    return 5
+
+
+PARENTS: list[object] = []
 
 
 def test_a_child_holds_none_of_its_parents_files(tmp_path: Path) -> None:
@@ -254,5 +271,16 @@ def test_a_child_holds_none_of_its_parents_files(tmp_path: Path) -> None:
     ended = []
     wait_until(lambda: ended.append(child.poll()) or ended[-1] is not None)
     secret.close()
-    # 0 to 2, the pipe for its last words, and the descriptor of the listing itself.
-    assert len(ended[-1].words.split(",")) <= 5
+    held = {line.partition(": ")[2] for line in ended[-1].words.splitlines() if line.startswith("held")}
+    allowed = {"/dev/null", str(tmp_path / "log")}
+    assert {name for name in held - allowed if not name.startswith("pipe:")} == set()
+    assert len(held) >= 2, "nothing was listed"
+
+
+def test_an_object_of_the_parent_closes_nothing_of_the_child(tmp_path: Path) -> None:
+    PARENTS.append((tmp_path / "parents").open("w"))
+    child = fork_child(_lets_an_object_of_its_parent_go, tmp_path / "log")
+    ended = []
+    wait_until(lambda: ended.append(child.poll()) or ended[-1] is not None)
+    PARENTS.clear()
+    assert ended[-1].code == 5, ended[-1].words

@@ -43,9 +43,8 @@ def shard(
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
         optimizer = paro.shard(model, optimizer, "IIG", dtype=torch.bfloat16)
 
-    After that the training loop stays as it is: forward, backward (once or several times),
-        `optimizer.step()`. Every
-    rank runs the same number of micro-steps; one without a batch calls `optimizer.engine.idle()` instead.
+    After that the training loop stays as it is: forward, backward (once or several times), `step`. Every rank
+    runs the same number of micro-steps; one without a batch calls `optimizer.engine.idle()` instead.
 
     Args:
         model: on any device, or on meta. All ranks hold the same values, or `initial` brings them.

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
+from shoestring.base.errors import ConfigError
 from shoestring.cluster.strategies import BUILT
+from shoestring.parallel import paro
+from shoestring.parallel.paro.over_rings import RingExchange
 from tests.parallel.paro import toys
 from tests.parallel.paro.ranks import TWO_BY_TWO, in_ranks, mean_over_ranks, rings
 
@@ -44,3 +49,34 @@ def test_a_hugging_face_model_is_sharded_unchanged(tmp_path: Path) -> None:
     )  # fmt: skip
 
     check_parity(tmp_path, lambda: transformers.LlamaForCausalLM(config), 5, 5)
+
+
+def test_two_lines_are_enough(tmp_path: Path) -> None:
+    """Groups are those of the launcher; rings are made over the default process group."""
+    wanted, _ = toys.alone(toys.tied, 4, 3)
+
+    def body(rank: int) -> None:
+        os.environ["LOCAL_WORLD_SIZE"] = "3"
+        torch.manual_seed(0)
+        model = toys.tied()
+        with pytest.raises(ConfigError, match="groups of 3 do not divide 4 ranks"):
+            paro.shard(model, toys.adamw(model))
+        os.environ["LOCAL_WORLD_SIZE"] = "2"
+        optimizer = paro.shard(model, toys.adamw(model))
+        exchange = optimizer.engine.exchange
+        assert isinstance(exchange, RingExchange)
+        assert (exchange.layout, optimizer.engine.strategy.name) == (TWO_BY_TWO, "IIG")
+        found = mean_over_ranks(toys.train(model, optimizer, rank, range(3)))
+        exchange.close()
+        assert toys.worst(found, wanted) < TOLERANCE
+
+    in_ranks(4, tmp_path, body)
+
+
+def test_one_process_needs_no_network() -> None:
+    wanted, _ = toys.alone(toys.tied, 1, 3)
+    for strategy in BUILT:
+        torch.manual_seed(0)
+        model = toys.tied()
+        optimizer = paro.shard(model, toys.adamw(model), strategy)
+        assert toys.worst(toys.train(model, optimizer, 0, range(3)), wanted) < TOLERANCE, strategy
