@@ -63,7 +63,9 @@ def _run(place: Place, sizes: str, methods: str, turns: int) -> tuple[list[Row],
 
 def _ratio(rows: list[Row], slow: str, fast: str) -> float | None:
     """How many times quicker, at the headline's size: the median over turns of the ratio in one turn."""
-    here: dict[str, list[float]] = {row["method"]: row["samples_s"] for row in rows if row["size_bytes"] == HEADLINE_BYTES}
+    here: dict[str, list[float]] = {
+        row["method"]: row["samples_s"] for row in rows if row["size_bytes"] == HEADLINE_BYTES
+    }
     if slow not in here or fast not in here:
         return None
     return round(statistics.median(a / b for a, b in zip(here[slow], here[fast], strict=True)), 3)

@@ -317,7 +317,8 @@ class Coordinator:
     # --- rounds --------------------------------------------------------------------------------
 
     def _left(self, now: float, round_: RoundState, request: m.Join) -> None:
-        """A member came back from its round. Rounds that get nowhere, one after the other, form ever later."""
+        """A member came back from its round. Rounds that get nowhere, one after the other, form ever
+        later."""
         self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
         self._fruitless = 0 if round_.confirmed() > round_.step else self._fruitless + 1
         pause_s = patience.pause_s(self._fruitless)

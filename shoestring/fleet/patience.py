@@ -8,7 +8,8 @@ MOST_S = 15.0
 
 
 def pause_s(fruitless: int) -> float:
-    """Seconds before the next round, after this many in a row in which no step was applied by all; doubles."""
+    """Seconds before the next round, after this many in a row in which no step was applied by all;
+    doubles."""
     if fruitless <= FREE:
         return 0.0
     return min(MOST_S, FIRST_S * 2.0 ** min(fruitless - FREE - 1, 10))

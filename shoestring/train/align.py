@@ -209,4 +209,4 @@ class Alignment:
 
     def _fresh(self) -> TrainState:
         self._touched = False
-        return TrainState(self._task, self._device, self._config.seed)
+        return TrainState(self._task, self._device, self._config.seed, cut=self._strategy.name != "NNN")

@@ -28,18 +28,29 @@ class TrainState:
         model: the task's model on the device.
         inner: the task's optimizer; each group keeps its peak rate as `peak_lr`.
         round_id: the round whose layout the shards are cut by.
+
+    Args:
+        cut: whether the state is going to be cut, so that the model need not be built whole.
     """
 
-    def __init__(self, task: Task, device: torch.device, seed: int) -> None:
+    def __init__(self, task: Task, device: torch.device, seed: int, cut: bool = False) -> None:
         self.step = self.ready = self.round_id = -1
         self._task = task
         self._device = device
         torch.manual_seed(seed)
-        self.model: nn.Module = task.build(device).to(device)
+        self.model: nn.Module = self._build(cut)
         self.inner = task.optimizer(self.model)
         for group in self.inner.param_groups:
             group["peak_lr"] = group["lr"]
         self._sharded: ShardedOptimizer | None = None
+
+    def _build(self, cut: bool) -> nn.Module:
+        """The model; one that will be cut is never whole anywhere, where the task can bring it in parts."""
+        if cut:
+            model = self._task.build(torch.device("meta"))
+            if self._task.parallel_layout(model).initial is not None:
+                return model
+        return self._task.build(self._device).to(self._device)
 
     @property
     def sharded(self) -> ShardedOptimizer:
@@ -61,6 +72,7 @@ class TrainState:
         """
         declared = self._task.parallel_layout(self.model)
         chosen = DTYPES[dtype] if dtype in DTYPES else None
+        on_meta = next(self.model.parameters()).is_meta
 
         def dtype_of(name: str, parameter: nn.Parameter) -> torch.dtype:
             changes = chosen is not None and parameter.is_floating_point() and not declared.keeps_fp32(name)
@@ -76,6 +88,7 @@ class TrainState:
             wire_dtype=DTYPES[wire] if wire in DTYPES else None,
             methods=declared.methods,
             device=self._device,
+            initial=declared.initial(self.model) if declared.initial and on_meta else None,
         )
 
     def lay_out_again(

@@ -7,7 +7,7 @@ Task returns is a *sum over samples*: the loop adds the sums of all workers and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -31,11 +31,15 @@ class ParallelLayout:
         units: modules that are gathered as one, in the order of use; None: the elements of its ModuleLists.
         methods: of the model, other than forward, that a loss may call.
         keeps_fp32: whether a parameter, by name, has to stay in fp32 where others compute in bf16.
+        initial: for a model that was built on the meta device, its parameters and buffers by name, one at a
+            time;
+            None: it has to be built whole before it can be cut.
     """
 
     units: Sequence[nn.Module] | None = None
     methods: tuple[str, ...] = ()
     keeps_fp32: Callable[[str], bool] = _no_name
+    initial: Callable[[nn.Module], Iterable[tuple[str, Tensor]]] | None = None
 
 
 @dataclass(frozen=True)

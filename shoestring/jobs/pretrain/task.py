@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class PretrainTask(BaseTask):
     def build(self, device: torch.device) -> nn.Module:
         """The model at the vocabulary that the tokenizer has."""
         with torch.device(device):
-            return MoeLM(self._config.model, seed=self._config.train.seed)
+            # On the meta device there is nothing to draw values for.
+            return MoeLM(self._config.model, seed=None if device.type == "meta" else self._config.train.seed)
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """Muon for matrices, AdamW for the rest, as the settings say."""
@@ -80,7 +82,11 @@ class PretrainTask(BaseTask):
     def parallel_layout(self, model: nn.Module) -> ParallelLayout:
         """By blocks; the router stays in fp32."""
         assert isinstance(model, MoeLM)
-        return ParallelLayout(layout.units(model), layout.METHODS, layout.keeps_fp32)
+        return ParallelLayout(layout.units(model), layout.METHODS, layout.keeps_fp32, self._initial)
+
+    def _initial(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        assert isinstance(model, MoeLM)
+        return layout.initial_values(model, self._config.train.seed)
 
 
 def pieces_at(progress: float, pieces: int, until: float) -> int:

@@ -96,7 +96,8 @@ def bulk_s(wire: Wire, peer: int, size_bytes: int, clock: Clock) -> float:
 
 
 def copy_rate(device: torch.device, span_s: float, clock: Clock) -> LinkRate:
-    """Bytes/s of copying memory, and the time to copy 8 bytes: what stands for a link where there is one rank."""
+    """Bytes/s of copying memory, and the time to copy 8 bytes: what stands for a link where there is one
+    rank."""
     source = torch.zeros(LARGEST_MESSAGE_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copies, began_s = 0, clock.now()
