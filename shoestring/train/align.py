@@ -10,11 +10,12 @@ import torch
 
 from shoestring.base.clock import Clock
 from shoestring.base.errors import CheckpointError
-from shoestring.cluster.strategies import Layout, Strategy, fitted
+from shoestring.cluster.strategies import Strategy, fitted
 from shoestring.fleet import messages as m
 from shoestring.fleet.seat import RoundOver, Seat
 from shoestring.parallel import tensorfiles
 from shoestring.parallel.group import Group
+from shoestring.parallel.paro.exchange import Alone
 from shoestring.parallel.paro.over_rings import RingExchange
 from shoestring.parallel.paro.plain import PlainExchange
 from shoestring.parallel.paro.recut import Recut
@@ -22,6 +23,8 @@ from shoestring.parallel.paro.state import persistent_buffers
 from shoestring.train.config import TrainConfig
 from shoestring.train.state import TrainState, holdings_of
 from shoestring.train.task import Task
+
+Line = Alone | PlainExchange | RingExchange
 
 
 class Alignment:
@@ -49,7 +52,7 @@ class Alignment:
         self._strategy = strategy
         self._device = device
         self._clock = clock
-        self._exchange: PlainExchange | RingExchange | None = None
+        self._exchange: Line | None = None
         self._finish: Callable[[], None] | None = None
         self.state = self._fresh()
 
@@ -114,13 +117,15 @@ class Alignment:
 
     # --- where state comes from -------------------------------------------------------------
 
-    def _connect(self, group: Group, round_: m.Round) -> tuple[Strategy, PlainExchange | RingExchange]:
+    def _connect(self, group: Group, round_: m.Round) -> tuple[Strategy, Line]:
         names = self._config.sharding.groups
         labels = [names[member] if member in names else "" for member in round_.members]
         strategy, layout = fitted(self._strategy, labels)
         self.leave()
-        if strategy.name == "NNN" or group.size == 1:
-            self._exchange = PlainExchange(Layout((tuple(range(group.size)),)), group.rank)
+        if group.size == 1:
+            self._exchange = Alone()
+        elif strategy.name == "NNN":
+            self._exchange = PlainExchange(layout, group.rank)
         else:
             self._exchange = RingExchange(
                 layout,
@@ -132,10 +137,10 @@ class Alignment:
             )
         return strategy, self._exchange
 
-    def _lay_out(self, strategy: Strategy, exchange: PlainExchange | RingExchange) -> None:
+    def _lay_out(self, strategy: Strategy, exchange: Line) -> None:
         self.state.lay_out(strategy, exchange, self._config.sharding.dtype, self._config.exchange_dtype)
 
-    def _restore(self, round_: m.Round, strategy: Strategy, exchange: PlainExchange | RingExchange) -> None:
+    def _restore(self, round_: m.Round, strategy: Strategy, exchange: Line) -> None:
         if self._touched or (self.state.laid_out and not self.state.fits(strategy, exchange)):
             self.state = self._fresh()
         if not self.state.laid_out:
@@ -149,7 +154,11 @@ class Alignment:
         engine.publish()
 
     def _copy_whole(
-        self, group: Group, round_: m.Round, strategy: Strategy, exchange: PlainExchange | RingExchange
+        self,
+        group: Group,
+        round_: m.Round,
+        strategy: Strategy,
+        exchange: Line,
     ) -> None:
         state = self.state
         if group.rank == round_.source_rank and state.step != round_.step:
@@ -168,7 +177,7 @@ class Alignment:
         group: Group,
         round_: m.Round,
         strategy: Strategy,
-        exchange: PlainExchange | RingExchange,
+        exchange: Line,
         began_s: float,
     ) -> None:
         """Shards from whoever holds them."""

@@ -56,9 +56,10 @@ class Wire:
         with _peer_errors(f"rank {peer} did not answer rank {self.rank}"):
             if self.device.type == "cuda":
                 self._group._start_coalescing()
+            # The receive first: gloo announces it on the same connection, behind whatever is being sent.
             works = [
-                self._group.send([outgoing], peer, _CUDA_TAG),
                 self._group.recv([incoming], peer, _CUDA_TAG),
+                self._group.send([outgoing], peer, _CUDA_TAG),
             ]
             if self.device.type == "cuda":
                 works = [self._group._end_coalescing()]

@@ -96,6 +96,9 @@ class Alone:
         """Nothing to add."""
         return Finished()
 
+    def close(self) -> None:
+        """Nothing to close."""
+
 
 @torch.no_grad()
 def _copy(target: Tensor, source: Tensor) -> None:
