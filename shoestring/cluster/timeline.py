@@ -59,13 +59,15 @@ class _Line:
         now: of the computing thread, s.
         free: scope -> when its wires are idle again.
         busy_s: core time of what was issued, not yet charged to compute.
-        leaving: when the gradients that are under way have arrived, oldest first.
+        leaving: when the whole gradients that are under way have been cut, oldest first.
+        arrived: when all gradients sent so far are where they belong.
     """
 
     now: float = 0.0
     free: dict[Scope, float] = field(default_factory=dict)
     busy_s: float = 0.0
     leaving: deque[float] = field(default_factory=deque)
+    arrived: float = 0.0
 
     def issue(self, moves: Sequence[Move], after_s: float = 0.0) -> float:
         """Issue a chain now; when it has arrived."""
@@ -86,13 +88,15 @@ class _Line:
     def send(self, moves: Sequence[Move]) -> None:
         """Let a unit's gradients leave; wait while too many are under way."""
         if moves:
-            self.leaving.append(self.issue(moves))
+            cut_s = self.issue(moves[:1])
+            self.leaving.append(cut_s)
+            self.arrived = max(self.arrived, self.issue(moves[1:], cut_s))
             while len(self.leaving) > OUTSTANDING:
                 self.now = max(self.now, self.leaving.popleft())
 
     def settle(self) -> None:
         """Wait for all gradients."""
-        self.now = max([self.now, *self.leaving])
+        self.now = max(self.now, self.arrived)
         self.leaving.clear()
 
 
@@ -126,14 +130,18 @@ def _forward(
     coming = line.issue(layer.gather, synced[1]) if layers else line.now
     for number in range(1, layers + 1):
         ready = max(coming, synced[number])
+        late = False
         if number < layers and layer.gather and not prefetch:
             line.now = ready
         elif number < layers:
-            line.now = max(line.now, synced[number + 1]) if layer.gather else line.now
-            coming = line.issue(layer.gather)
+            late = bool(layer.gather) and synced[number + 1] > line.now
+            coming = coming if late else line.issue(layer.gather)
         line.compute(FORWARD_SHARE * layer.compute_s, ready)
         if number < layers and layer.gather and not prefetch:
             coming = line.issue(layer.gather, synced[number + 1])
+        if late:  # its update was still on its way: it is gathered when it is used
+            line.now = max(line.now, synced[number + 1])
+            coming = line.issue(layer.gather)
     line.compute(FORWARD_SHARE * root.compute_s, line.now)
 
 

@@ -317,15 +317,12 @@ class Coordinator:
     # --- rounds --------------------------------------------------------------------------------
 
     def _left(self, now: float, round_: RoundState, request: m.Join) -> None:
-        """A member came back from its round. Rounds that get nowhere, one after the other, form ever
-        later."""
+        """A member came back from its round. Rounds that get nowhere form ever later."""
         self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
         self._fruitless = 0 if round_.confirmed() > round_.step else self._fruitless + 1
-        pause_s = patience.pause_s(self._fruitless)
-        if pause_s:
+        if pause_s := patience.pause_s(self._fruitless):
             self._form_at_s = now + pause_s
-            text = f"{self._fruitless} rounds in a row got nowhere, the next one forms in {pause_s:.1f} s"
-            self._note("decision", f"{text}; the last problem: {request.problem}")
+            self._note("decision", patience.reason(self._fruitless, pause_s, request.problem))
 
     def _form_round(self, now: float) -> None:
         if self._round is not None or self._outcome or now < self._form_at_s:

@@ -13,3 +13,8 @@ def pause_s(fruitless: int) -> float:
     if fruitless <= FREE:
         return 0.0
     return min(MOST_S, FIRST_S * 2.0 ** min(fruitless - FREE - 1, 10))
+
+
+def reason(fruitless: int, wait_s: float, problem: str) -> str:
+    """In words, for the record."""
+    return f"{fruitless} rounds in a row got nowhere, the next forms in {wait_s:.1f} s; last problem: {problem}"
