@@ -17,4 +17,6 @@ def pause_s(fruitless: int) -> float:
 
 def reason(fruitless: int, wait_s: float, problem: str) -> str:
     """In words, for the record."""
-    return f"{fruitless} rounds in a row got nowhere, the next forms in {wait_s:.1f} s; last problem: {problem}"
+    return (
+        f"{fruitless} rounds in a row got nowhere, the next forms in {wait_s:.1f} s; last problem: {problem}"
+    )
