@@ -319,7 +319,7 @@ class Coordinator:
     def _left(self, now: float, round_: RoundState, request: m.Join) -> None:
         """A member came back from its round. Rounds that get nowhere form ever later."""
         self._break_round(now, f"{request.worker} left the round: {request.problem or 'no reason given'}")
-        self._fruitless = 0 if round_.confirmed() > round_.step else self._fruitless + 1
+        self._fruitless += round_.confirmed() <= round_.step
         if pause_s := patience.pause_s(self._fruitless):
             self._form_at_s = now + pause_s
             self._note("decision", patience.reason(self._fruitless, pause_s, request.problem))
@@ -384,6 +384,7 @@ class Coordinator:
         if self._round is None:
             return
         self._stepper.drop_saving(self._round)
+        self._fruitless = 0 if self._round.confirmed() > self._round.step else self._fruitless
         self._round = None
         self._broken_at_s, self._break_reason = now, reason
 

@@ -110,7 +110,7 @@ class Alignment:
 
         if state.sharded.engine.strategy.states != "N":
             self._finish, state.ready = finish, step
-            group.sum_(torch.zeros(1, device=self._device))
+            float(group.sum_(torch.zeros(1, device=self._device)))  # to be waited for, on a GPU too
         finish()
         self._finish = None
         state.sharded.engine.publish()
@@ -142,6 +142,7 @@ class Alignment:
 
     def _restore(self, round_: m.Round, strategy: Strategy, exchange: Line) -> None:
         if self._touched or (self.state.laid_out and not self.state.fits(strategy, exchange)):
+            self.state.let_go()  # the new one needs the room
             self.state = self._fresh()
         if not self.state.laid_out:
             self._lay_out(strategy, exchange)
@@ -189,7 +190,7 @@ class Alignment:
             self._forget()
         if not state.laid_out:
             self._lay_out(strategy, exchange)
-        state.step = -1  # until all is there
+        state.step, self._touched = -1, True  # until all is there
         done = state.lay_out_again(strategy, exchange, holdings_of(round_.held, round_.step)) or Recut()
         if done.missing and round_.checkpoint:
             self._read(done.missing, round_)
@@ -197,7 +198,6 @@ class Alignment:
         engine = state.sharded.engine
         engine.publish()
         engine.settle_parameters()
-        self._touched = True
         disk_bytes = sum(part.numel() * part.element_size() for part in done.missing.values())
         self._seat.recovered(
             round_.round_id, self._clock.now() - began_s, done.own_bytes, done.peer_bytes, done.rounded_bytes,

@@ -59,6 +59,11 @@ class Sums:
         optimizer.take(self._facts, max(weight, torch.finfo(torch.float32).tiny))
         return optimizer.norm
 
+    @property
+    def weight(self) -> float:
+        """Of the global batch; 0 where no sample could be used."""
+        return self._scalar("weight")
+
     def loss(self) -> float:
         """Mean loss of the global batch; 0 where no sample could be used."""
         return self._scalar("loss") / self._scalar("weight") if self._scalar("weight") else 0.0

@@ -158,7 +158,8 @@ class Trainer:
             state.inner.prepare(group.rank, group.size, group.sum_)
 
         def update() -> None:
-            self._task.absorb(state.model, sums.stats())
+            if sums.weight:  # a step whose samples all failed has nothing to tell
+                self._task.absorb(state.model, sums.stats())
             optimizer.update()
 
         self._alignment.commit(group, order.step, update)

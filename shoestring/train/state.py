@@ -108,6 +108,17 @@ class TrainState:
             return None
         return recut(self.sharded, strategy, exchange, holdings)
 
+    def let_go(self) -> None:
+        """Free the memory; nothing of this state will be used again."""
+        self.inner.state.clear()
+        if self._sharded is not None:
+            for piece in self._sharded.pieces:
+                piece.let_go()
+            for flat in self._sharded.engine.flats:
+                flat.let_go()
+        for parameter in self.model.parameters():
+            parameter.data = parameter.data.new_empty(0)
+
     def fits(self, strategy: Strategy, exchange: Exchange) -> bool:
         """Whether the shards that are there are cut as these ranks want them."""
         engine = self.sharded.engine

@@ -43,6 +43,7 @@ class Engine:
         last: whether the coming micro-step is the step's last, whose gradients go on to the other groups
             while backward still runs. Without that hint they go in `finish_gradients`.
         used: names of parameters that got a gradient on this rank since the last update.
+        stale: masters were updated, and parameters not yet made from them.
         tracer: told what happens when, where there is one; see `paro.trace`.
     """
 
@@ -53,6 +54,7 @@ class Engine:
         self.strategy = strategy
         self.device = units[0].flats[0].device if units[0].flats else units[1].flats[0].device
         self.last = False
+        self.stale = False
         self.tracer: Tracer | None = None
         self._phase: Phase = "idle"
         self._forward_cursor = 0
@@ -119,8 +121,8 @@ class Engine:
     def _prefetch(self, index: int) -> None:
         """Gather the unit that comes next, unless its last update is still on its way: that would be waited
         for here, while this unit could compute. Then it is gathered when it is used; the order stays the
-        same."""
-        if index == self._forward_cursor < len(self.units):
+        same. A pass without gradients may end anywhere, and ranks would differ in what they asked for."""
+        if index == self._forward_cursor < len(self.units) and torch.is_grad_enabled():
             unit = self.units[index]
             if all(pending.done() for pending in unit.syncing):
                 self._issue(unit)
@@ -265,6 +267,7 @@ class Engine:
                 if scope is not None:
                     self._about(flat)
                     unit.syncing.append(self.exchange.gather(flat.parameters, flat.own_parameters(), scope))
+        self.stale = False
         self._turn("idle")
 
     def settle_parameters(self) -> None:
@@ -407,6 +410,8 @@ class Engine:
     @property
     def synced(self) -> bool:
         """Whether this rank's parameters are known to be of the last update."""
+        if self.stale or self.device.type == "cuda":  # there, what was waited for may still not have happened
+            return False
         try:
             for unit in self.units:
                 for pending in unit.syncing:

@@ -64,6 +64,11 @@ class Piece:
     flat: Flat
     master: nn.Parameter
 
+    def let_go(self) -> None:
+        """Free what the piece holds; its name and place stay."""
+        self.master.data = self.master.data.new_empty(0)
+        self.master.grad = None
+
     @property
     def whole(self) -> bool:
         """Whether this rank holds all of it."""
@@ -222,6 +227,12 @@ class Flat:
         start, _ = self.range(self.strategy.parameters)
         first, last = self.range(self.strategy.states)
         return self.parameters[first - start : last - start]
+
+    def let_go(self) -> None:
+        """Free everything; the entries' views stay as long as modules have them."""
+        nothing = torch.empty(0, device=self.device)
+        self.full = self.parameters = self.gradients = self.masters = nothing
+        self.moments.clear()
 
     def bytes(self) -> dict[str, int]:
         """Bytes that this rank holds between steps: parameters, gradients, states (masters and moments)."""

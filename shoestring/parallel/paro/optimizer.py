@@ -111,9 +111,10 @@ class ShardedOptimizer(torch.optim.Optimizer):
         This rank's share of the squared norm, and for each parameter whether it got a gradient here.
         """
         square = torch.zeros((), dtype=torch.float64, device=self.engine.device)
+        layout = self.engine.exchange.layout  # whole flats keep the layout that they were made for
         for flat in self.engine.flats:
             if flat.trainable:
-                held_by = flat.layout.size / flat.layout.parts(flat.strategy.states)
+                held_by = layout.size / layout.parts(flat.strategy.states)
                 norm = torch.linalg.vector_norm(self.engine.summed(flat), dtype=torch.float32)
                 square += norm.double().square() / held_by
         used = [float(piece.name in self.engine.gradients.used) for piece in self.pieces]
@@ -158,6 +159,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def update(self) -> None:
         """Update the masters with the gradients that `take` has given; asks nobody."""
+        self.engine.stale = True
         self.inner.step()
         for piece in self.pieces:
             piece.master.grad = None

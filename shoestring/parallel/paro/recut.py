@@ -72,7 +72,9 @@ def recut(
     engine = optimizer.engine
     result = Recut()
     counts = _counts(optimizer, holdings[exchange.rank] is not None, exchange.layout.size)
-    keys = sorted({key for flat in engine.flats for key in flat.moments})
+    pieces: dict[int, list[Piece]] = {}
+    for piece in optimizer.pieces:
+        pieces.setdefault(id(piece.flat), []).append(piece)
     for unit in engine.units:
         for index, old in enumerate(unit.flats):
             new = Flat(
@@ -81,7 +83,7 @@ def recut(
             )  # fmt: skip
             new.allocate()
             if old.trainable:
-                _move_states(old, new, keys, exchange, holdings, result)
+                _move_states(old, new, sorted(old.moments), exchange, holdings, result)
             else:
                 _move_frozen(old, new, exchange, holdings)
             for entry in new.entries:
@@ -89,10 +91,22 @@ def recut(
                 entry.parameter.data = new.full[entry.offset : entry.end].view(entry.shape)
             new.free()
             unit.flats[index] = new
+            _let_go(optimizer, old, pieces[id(old)] if id(old) in pieces else [])
     engine.rewire(exchange, strategy)
     optimizer.divide_by = float(exchange.layout.size)
     _rename(optimizer, [piece for flat in engine.flats if flat.trainable for piece in flat.pieces()], counts)
     return result
+
+
+def _let_go(optimizer: ShardedOptimizer, old: Flat, pieces: list[Piece]) -> None:
+    """Free a flat that was cut anew, so that only one is there twice at a time; names and keys stay."""
+    for piece in pieces:
+        state = optimizer.inner.state[piece.master] if piece.master in optimizer.inner.state else {}
+        for key in old.moments:
+            if key in state:
+                state[key] = state[key].new_empty(0)
+        piece.let_go()
+    old.let_go()
 
 
 def _move_states(

@@ -44,7 +44,10 @@ def choose(request: Request) -> Choice:
     """The rule behind `auto`. A planner that has measured the links brings its own: `Rings(choose=...)`."""
     if request.one_host and request.operation == "all_reduce":
         return Choice("backend", "all ranks are on one host: no link is slow, the backend's own is quickest")
-    if request.scope != "world" or 1 in (request.layout.count, request.layout.group_size):
+    one_level = 1 in (request.layout.count, request.layout.group_size)
+    if request.scope == "world" and one_level and request.operation == "all_reduce":
+        return Choice("backend", "one level: as many bytes either way, the backend's own costs less")
+    if request.scope != "world" or one_level:
         return Choice("flat", "one level only")
     if request.one_host:
         return Choice("flat", "all ranks are on one host: no link is slow, one ring has the fewest steps")
