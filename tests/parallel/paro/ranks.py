@@ -18,7 +18,7 @@ import torch.distributed as dist
 from shoestring.cluster.strategies import Layout, equal_groups
 from shoestring.parallel.paro.over_rings import RingExchange
 
-SILENCE_S = 20.0
+SILENCE_S = 60.0
 Body = Callable[[int], None]
 
 
