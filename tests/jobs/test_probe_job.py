@@ -38,6 +38,13 @@ def children_of(pid: int) -> list[int]:
     return sorted(int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder with a short name: a socket goes into it, and pytest's parallel folders are too long."""
+    with tempfile.TemporaryDirectory(prefix="p-") as folder:
+        yield Path(folder)
+
+
 def test_local_workers_become_a_cluster_file_and_a_page(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -69,13 +76,6 @@ def test_a_killed_worker_is_started_again_and_the_survey_too(tmp_path: Path) -> 
 
 
 @pytest.mark.faults
-@pytest.fixture
-def short_path() -> Iterator[Path]:
-    """A folder with a short name: a socket goes into it, and those of pytest's workers are too long for one."""
-    with tempfile.TemporaryDirectory(prefix="p-") as folder:
-        yield Path(folder)
-
-
 def test_ctrl_c_ends_all_at_once_and_writes_nothing(short_path: Path) -> None:
     tmp_path = short_path
     arguments = [*SHOESTRING, "--workers", "2", "--seconds", "60", "--output", str(tmp_path / "c.toml")]
