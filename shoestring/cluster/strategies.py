@@ -129,8 +129,7 @@ class Layout:
         """(index, d): which of the d equal shards this rank holds.
 
         Shards nest: shard b of m is cut into g, so that rank (a, b) holds number b g + a of n. Going from I
-            to G is
-        then an exchange between peers alone.
+        to G is then an exchange between peers alone.
         """
         group, local = self.locate(rank)
         index = {"N": 0, "I": local, "G": local * self.count + group}[letter]

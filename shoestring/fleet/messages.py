@@ -24,10 +24,8 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     """The shards that a worker holds, where it does not hold all (see `cluster.strategies`).
 
     `strategy`: its three letters; `groups`: the layout that the shards were cut by; `rank`: the worker's in
-        it;
-    `round_id`: the round of that layout; `ready`: the step that this worker can apply by itself (-1: none),
-        because
-    all had agreed to; `synced`: the step that its parameters are of (-1: of none).
+    it; `round_id`: the round of that layout; `ready`: the step that this worker can apply by itself (-1:
+    none), because all had agreed to; `synced`: the step that its parameters are of (-1: of none).
     """
 
     strategy: str

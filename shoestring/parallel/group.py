@@ -165,15 +165,20 @@ def form(
 
 
 @contextmanager
-def peer_errors() -> Iterator[None]:
-    """What a backend raises about its peers, as PeerLostError; out-of-memory stays what it is."""
+def peer_errors(what: str = "") -> Iterator[None]:
+    """What a backend raises about its peers, as PeerLostError; out-of-memory stays what it is.
+
+    Args:
+        what: went wrong, in words, to stand before the backend's own.
+    """
     # gloo reports every lost peer as a plain RuntimeError; out-of-memory is one too, and is not a peer's.
     try:
         yield
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        raise PeerLostError(str(error).splitlines()[0]) from error
+        said = str(error).splitlines()[0]
+        raise PeerLostError(f"{what}: {said}" if what else said) from error
 
 
 def _buckets(tensors: Iterable[torch.Tensor]) -> Iterator[list[torch.Tensor]]:

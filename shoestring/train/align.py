@@ -94,8 +94,7 @@ class Alignment:
         """Apply a step whose gradient every member has.
 
         Where shards differ, nobody applies before all have said that they can: whoever is asked later either
-            has
-        applied the step or can do so alone.
+        has applied the step or can do so alone.
 
         Raises:
             PeerLostError: a member is gone; `state.step` and `state.ready` say what is held.

@@ -19,12 +19,13 @@ from shoestring.fleet.seat import RoundOver, Seat
 from shoestring.parallel import tensorfiles
 from shoestring.parallel.group import Group, PeerLostError, form
 from shoestring.parallel.paro import GradientError
+from shoestring.parallel.paro.optimizer import SharesWork
 from shoestring.train.align import Alignment
 from shoestring.train.config import TrainConfig
 from shoestring.train.exchange import Sums
 from shoestring.train.schedules import factor
 from shoestring.train.state import TrainState
-from shoestring.train.task import LossOut, SampleIds, SharesWork, StepContext, Task
+from shoestring.train.task import LossOut, SampleIds, StepContext, Task
 
 
 class TrainingError(ShoestringError):

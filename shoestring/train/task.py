@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -124,19 +124,6 @@ class Task(Protocol):
 
     def parallel_layout(self, model: nn.Module) -> ParallelLayout:
         """How the model may be sharded."""
-        ...
-
-
-@runtime_checkable
-class SharesWork(Protocol):
-    """An optimizer that divides part of its step over the workers.
-
-    `prepare` is called with the summed gradient in place, before `step`, and changes neither
-    parameters nor state: the exchange in it may fail.
-    """
-
-    def prepare(self, rank: int, world: int, exchange: Callable[[Tensor], object]) -> None:
-        """Do this worker's share; `exchange` sums a tensor over the workers, in place."""
         ...
 
 

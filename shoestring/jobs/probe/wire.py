@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 import torch
 import torch.distributed as dist
 
-from shoestring.parallel.group import PeerLostError
+from shoestring.parallel.backends import own_backend
+from shoestring.parallel.group import peer_errors
 
 T = TypeVar("T")
 _CUDA_TAG = 0
@@ -44,8 +41,10 @@ class Wire:
         self.rank = rank
         self.size = size
         self.device = device
-        with _peer_errors("the ranks could not connect"):
-            self._group = _group(dist.PrefixStore("probe", store), rank, size, device, timeout_s, address)
+        with peer_errors("the ranks could not connect"):
+            self._group = own_backend(
+                dist.PrefixStore("probe", store), rank, size, device, timeout_s, address
+            )
 
     def exchange(self, peer: int, outgoing: torch.Tensor, incoming: torch.Tensor) -> None:
         """Send to and receive from a peer that does the same, both at once; returns when both are through.
@@ -53,7 +52,7 @@ class Wire:
         Args:
             outgoing, incoming: contiguous tensors of one size and dtype.
         """
-        with _peer_errors(f"rank {peer} did not answer rank {self.rank}"):
+        with peer_errors(f"rank {peer} did not answer rank {self.rank}"):
             if self.device.type == "cuda":
                 self._group._start_coalescing()
             # The receive first: gloo announces it on the same connection, behind whatever is being sent.
@@ -69,13 +68,13 @@ class Wire:
 
     def send(self, peer: int, tensor: torch.Tensor) -> None:
         """Send; returns when the tensor may be changed."""
-        with _peer_errors(f"rank {peer} did not take from rank {self.rank}"):
+        with peer_errors(f"rank {peer} did not take from rank {self.rank}"):
             self._group.send([tensor], peer, _CUDA_TAG).wait()
             self._settle()
 
     def receive(self, peer: int, tensor: torch.Tensor) -> None:
         """Receive into the tensor."""
-        with _peer_errors(f"rank {peer} did not send to rank {self.rank}"):
+        with peer_errors(f"rank {peer} did not send to rank {self.rank}"):
             self._group.recv([tensor], peer, _CUDA_TAG).wait()
             self._settle()
 
@@ -99,7 +98,7 @@ class Wire:
             return [tensor]
         here = tensor.to(self.device)
         rows = [torch.empty_like(here) for _ in range(self.size)]
-        with _peer_errors("a rank was lost while all told each other"):
+        with peer_errors("a rank was lost while all told each other"):
             self._group.allgather([rows], [here]).wait()
             self._settle()
         return rows
@@ -107,30 +106,3 @@ class Wire:
     def _settle(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-
-
-def _group(
-    store: dist.Store, rank: int, size: int, device: torch.device, timeout_s: float, address: str
-) -> Any:
-    patience = timedelta(seconds=timeout_s)
-    if device.type == "cuda":
-        nccl = dist.ProcessGroupNCCL.Options()
-        nccl._timeout = patience
-        return dist.ProcessGroupNCCL(store, rank, size, nccl)
-    if not address or "GLOO_SOCKET_IFNAME" in os.environ:
-        return dist.ProcessGroupGloo(store, rank, size, patience)
-    backend: Any = dist.ProcessGroupGloo  # its options are missing from torch's stubs
-    gloo = backend._Options()
-    gloo._timeout = patience
-    gloo._devices = [backend.create_device(hostname=address)]
-    return dist.ProcessGroupGloo(store, rank, size, gloo)
-
-
-@contextmanager
-def _peer_errors(what: str) -> Iterator[None]:
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        raise PeerLostError(f"{what}: {str(error).splitlines()[0]}") from error

@@ -14,7 +14,7 @@ from shoestring.base.errors import ConfigError
 from shoestring.cluster.strategies import Layout, equal_groups, parse_strategy
 from shoestring.parallel.paro.engine import Engine
 from shoestring.parallel.paro.exchange import Alone, Exchange
-from shoestring.parallel.paro.flat import Entry, Flat, Piece
+from shoestring.parallel.paro.flat import Entry, Flat
 from shoestring.parallel.paro.optimizer import ShardedOptimizer, adopt, make_state, tell
 from shoestring.parallel.paro.units import Unit, attach, cut, default_units
 
@@ -84,7 +84,7 @@ def shard(
     _load(model, cut_units, initial, device)
     engine = Engine(model, cut_units, exchange, letters)
     _wrap(engine, methods)
-    pieces = [piece for flat in engine.flats if flat.trainable for piece in flat.pieces()]
+    pieces = engine.new_pieces()
     adopt(optimizer, originals, pieces)
     tell(optimizer, pieces, engine)
     make_state(optimizer, pieces)
@@ -221,8 +221,3 @@ def _around(
         return result
 
     setattr(module, name, wrapped)
-
-
-def pieces_of(engine: Engine) -> list[Piece]:
-    """This rank's pieces of all trainable parameters, in the order of use."""
-    return [piece for flat in engine.flats if flat.trainable for piece in flat.pieces()]

@@ -2,9 +2,8 @@
 
 A micro-step is one forward and one backward pass. In it every rank issues the same collectives in the same
 order, whatever its data does: units are gathered in the order of the model and again in reverse, the next
-    one while this one
-computes; gradients leave in reverse order while backward goes on. Hooks follow FSDP (arXiv 2304.11277); the
-order, the letters and the exchange between groups are ours.
+one while this one computes; gradients leave in reverse order while backward goes on. Hooks follow FSDP
+(arXiv 2304.11277); the order, the letters and the exchange between groups are ours.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from shoestring.base.errors import ConfigError
 from shoestring.cluster.strategies import Strategy
 from shoestring.parallel.group import PeerLostError
 from shoestring.parallel.paro.exchange import SCOPES, Exchange
-from shoestring.parallel.paro.flat import Entry, Flat
+from shoestring.parallel.paro.flat import Entry, Flat, Piece
 from shoestring.parallel.paro.gradients import Gradients
 from shoestring.parallel.paro.trace import NORM, Tracer
 from shoestring.parallel.paro.units import Unit, tensors_in
@@ -42,7 +41,6 @@ class Engine:
     Attributes:
         last: whether the coming micro-step is the step's last, whose gradients go on to the other groups
             while backward still runs. Without that hint they go in `finish_gradients`.
-        used: names of parameters that got a gradient on this rank since the last update.
         stale: masters were updated, and parameters not yet made from them.
         tracer: told what happens when, where there is one; see `paro.trace`.
     """
@@ -68,6 +66,10 @@ class Engine:
     def flats(self) -> Iterator[Flat]:
         """All flats, in the order of use."""
         return (flat for unit in self.units for flat in unit.flats)
+
+    def new_pieces(self) -> list[Piece]:
+        """This rank's pieces of all trainable parameters, in the order of use."""
+        return [piece for flat in self.flats if flat.trainable for piece in flat.pieces()]
 
     # --- forward ------------------------------------------------------------------------------
 

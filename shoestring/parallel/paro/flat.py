@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.cluster.strategies import Layout, Strategy
+from shoestring.parallel.paro.moves import cut_shard, overlap
 
 ALIGN = 16  # elements; shards start where vector loads like them to
 
@@ -151,8 +152,8 @@ class Flat:
         flat = value.detach().reshape(-1)
         self.full[entry.offset : entry.end].copy_(flat)
         if self.trainable and not self.masters_inside:
-            first, last = self.range(self.strategy.states)
-            low, high = max(first, entry.offset), min(last, entry.end)
+            first, _ = self.range(self.strategy.states)
+            low, high = self.part(self.strategy.states, entry)
             if low < high:
                 self.masters[low - first : high - first].copy_(flat[low - entry.offset : high - entry.offset])
 
@@ -166,9 +167,11 @@ class Flat:
 
     def range(self, letter: str) -> tuple[int, int]:
         """Elements [start, stop) of this rank's shard by a letter."""
-        index, parts = self.layout.shard(letter, self.rank)
-        width = self.padded // parts
-        return index * width, (index + 1) * width
+        return cut_shard(self.padded, self.padded, self.layout, letter, self.rank)
+
+    def part(self, letter: str, entry: Entry) -> tuple[int, int]:
+        """Elements [low, high) of the flat that are both this rank's by a letter and the entry's."""
+        return overlap(self.range(letter), (entry.offset, entry.end))
 
     def _shard_size(self, letter: str) -> int:
         return self.padded // self.layout.parts(letter)
@@ -193,11 +196,10 @@ class Flat:
 
     def pieces(self) -> list[Piece]:
         """This rank's part of each entry, by the states letter."""
-        first, last = self.range(self.strategy.states)
+        first, _ = self.range(self.strategy.states)
         found = []
         for entry in self.entries:
-            low, high = max(first, entry.offset), min(last, entry.end)
-            low, high = (low, high) if low < high else (first, first)
+            low, high = self.part(self.strategy.states, entry)
             view = self.masters[low - first : high - first]
             whole = high - low == entry.numel
             start = low - entry.offset if high > low else 0

@@ -2,9 +2,8 @@
 ours).
 
 Muon needs a matrix whole. Shards are long and matrices short, so most matrices lie in one shard, and each
-goes to the
-rank that holds most of it: only those that lie across the end of a shard travel, in part. Where groups hold
-copies, each group works for itself.
+goes to the rank that holds most of it: only those that lie across the end of a shard travel, in part. Where
+groups hold copies, each group works for itself.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from shoestring.cluster.strategies import Layout
 from shoestring.parallel.group import peer_errors
 from shoestring.parallel.paro.engine import Engine
-from shoestring.parallel.paro.flat import Piece
+from shoestring.parallel.paro.flat import Entry, Flat, Piece
+from shoestring.parallel.paro.moves import Range, cut_shard, overlap
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,13 @@ class Matrices:
         self._device = engine.device
         self.shapes: dict[str, torch.Size] = {}
         parts: list[Part] = []
-        wanted = set(names)
+        wanted, layout = set(names), engine.exchange.layout
         for flat in engine.flats:
             ranks = _working_together(engine, flat.strategy.states)
             for entry in flat.entries:
                 if entry.name in wanted:
                     self.shapes[entry.name] = entry.shape
-                    held = {
-                        rank: _held(
-                            flat.padded, engine, flat.strategy.states, rank, entry.offset, entry.numel
-                        )
-                        for rank in ranks
-                    }
+                    held = {rank: _held(flat, layout, rank, entry) for rank in ranks}
                     parts += _parts(entry.name, entry.shape, held)
         self._parts = parts
         self.owned = sorted({(part.name, part.matrix) for part in parts if part.owner == self._rank})
@@ -126,24 +122,20 @@ def _working_together(engine: Engine, letter: str) -> Sequence[int]:
     return range(layout.size) if letter == "G" else (rank,)
 
 
-def _held(padded: int, engine: Engine, letter: str, rank: int, offset: int, numel: int) -> tuple[int, int]:
+def _held(flat: Flat, layout: Layout, rank: int, entry: Entry) -> Range:
     """Elements of a parameter that a rank holds."""
-    index, parts = engine.exchange.layout.shard(letter, rank)
-    width = padded // parts
-    low, high = max(index * width, offset), min((index + 1) * width, offset + numel)
-    return (low - offset, high - offset) if low < high else (0, 0)
+    shard = cut_shard(flat.numel, flat.padded, layout, flat.strategy.states, rank)
+    low, high = overlap(shard, (entry.offset, entry.end))
+    return low - entry.offset, high - entry.offset
 
 
-def _parts(name: str, shape: torch.Size, held: dict[int, tuple[int, int]]) -> list[Part]:
+def _parts(name: str, shape: torch.Size, held: dict[int, Range]) -> list[Part]:
     size = math.prod(shape[-2:])
     found: list[Part] = []
     for matrix in range(shape.numel() // size):
         first, last = matrix * size, (matrix + 1) * size
-        overlaps = {
-            rank: (max(low, first), min(high, last))
-            for rank, (low, high) in held.items()
-            if max(low, first) < min(high, last)
-        }
+        shared = {rank: overlap(part, (first, last)) for rank, part in held.items()}
+        overlaps = {rank: part for rank, part in shared.items() if part[0] < part[1]}
         owner = max(overlaps, key=lambda rank, o=overlaps: (o[rank][1] - o[rank][0], -rank))  # type: ignore[misc]
         found += [Part(name, matrix, low, high, rank, owner) for rank, (low, high) in overlaps.items()]
     return found

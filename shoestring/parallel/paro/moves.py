@@ -27,6 +27,12 @@ def cut_shard(numel: int, padded: int, layout: Layout, letter: str, rank: int) -
     return min(index * width, numel), min((index + 1) * width, numel)
 
 
+def overlap(one: Range, other: Range) -> Range:
+    """What two ranges share; empty, at the start of the first, where they share nothing."""
+    low, high = max(one[0], other[0]), min(one[1], other[1])
+    return (low, high) if low < high else (one[0], one[0])
+
+
 def plan_moves(
     wanted: Sequence[Range], offers: Sequence[Range | None], layout: Layout
 ) -> tuple[list[Move], dict[int, list[Range]]]:
@@ -59,7 +65,7 @@ def plan_moves(
                 continue
             left: list[Range] = []
             for start, stop in due:
-                low, high = max(start, offer[0]), min(stop, offer[1])
+                low, high = overlap((start, stop), offer)
                 if low >= high:
                     left.append((start, stop))
                     continue

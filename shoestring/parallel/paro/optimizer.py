@@ -32,8 +32,12 @@ class TakesPieces(Protocol):
 
 
 @runtime_checkable
-class WorksTogether(Protocol):
-    """An optimizer with a part of its step that ranks do together, before anything is changed."""
+class SharesWork(Protocol):
+    """An optimizer that divides part of its step over the ranks.
+
+    `prepare` is called with the summed gradient in place, before `step`, and changes neither parameters nor
+    state: the exchange in it may fail.
+    """
 
     def prepare(self, rank: int, world: int, exchange: Callable[[Tensor], object]) -> None:
         """Do this rank's share; `exchange` sums a tensor over the ranks, in place."""
@@ -48,7 +52,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
     """Steps an optimizer on this rank's pieces of the masters.
 
     `step` sums gradients over all ranks, divides, clips, updates and sends the new parameters on their way.
-    Its three parts are public for a loop that has to know where it can fail: `reduce`, `scale`, `apply`.
+    Its parts are public for a loop that has to know where it can fail: `reduce`, `facts`, `take`, then
+    `update` and `Engine.publish`, or both as `apply`.
 
     Args:
         inner: the user's optimizer; its groups hold pieces from here on.
@@ -96,7 +101,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         facts = self.facts()
         self.engine.exchange.sum(facts, "world").wait()
         self.take(facts, self.divide_by)
-        if isinstance(self.inner, WorksTogether):
+        if isinstance(self.inner, SharesWork):
             exchange = self.engine.exchange
             self.inner.prepare(exchange.rank, exchange.layout.size, lambda t: exchange.sum(t, "world").wait())
         self.apply()

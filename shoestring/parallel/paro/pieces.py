@@ -68,9 +68,7 @@ class PieceTensor(Tensor):
     @staticmethod
     def __new__(cls, local: Tensor, shape: torch.Size, start: int) -> PieceTensor:
         """A wrapper without storage of its own."""
-        made = torch.Tensor._make_wrapper_subclass(
-            cls, shape, dtype=local.dtype, device=local.device
-        )
+        made = torch.Tensor._make_wrapper_subclass(cls, shape, dtype=local.dtype, device=local.device)
         made.local, made.start = local, start
         return made
 

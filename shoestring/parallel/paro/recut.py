@@ -2,8 +2,7 @@
 
 Masters and moments come from whoever has them. Masters that nobody has any more are made from parameters,
 which other groups may still hold whole: exact where parameters are fp32, rounded where they are bf16.
-    Moments that nobody has are
-the caller's to restore: `Recut.missing` names them.
+Moments that nobody has are the caller's to restore: `Recut.missing` names them.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from shoestring.cluster.strategies import Layout, Strategy
 from shoestring.parallel.group import peer_errors
 from shoestring.parallel.paro.exchange import Exchange
 from shoestring.parallel.paro.flat import Flat, Piece
-from shoestring.parallel.paro.moves import Move, Range, cut_shard, plan_moves
+from shoestring.parallel.paro.moves import Move, Range, cut_shard, overlap, plan_moves
 from shoestring.parallel.paro.optimizer import ShardedOptimizer, tell
 from shoestring.parallel.paro.pieces import PieceTensor
 
@@ -94,7 +93,7 @@ def recut(
             _let_go(optimizer, old, pieces[id(old)] if id(old) in pieces else [])
     engine.rewire(exchange, strategy)
     optimizer.divide_by = float(exchange.layout.size)
-    _rename(optimizer, [piece for flat in engine.flats if flat.trainable for piece in flat.pieces()], counts)
+    _rename(optimizer, engine.new_pieces(), counts)
     return result
 
 
@@ -218,7 +217,7 @@ def _pieces_of_range(flat: Flat, keys: list[str], start: int, stop: int) -> dict
     base, _ = flat.range(flat.strategy.states)
     found: dict[str, Tensor] = {}
     for entry in flat.entries:
-        low, high = max(start, entry.offset), min(stop, entry.end)
+        low, high = overlap((start, stop), (entry.offset, entry.end))
         if low < high:
             for key in keys:
                 local = flat.moments[key][low - base : high - base]

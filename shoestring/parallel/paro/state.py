@@ -88,9 +88,8 @@ def persistent_buffers(model: torch.nn.Module) -> dict[str, Tensor]:
 
 
 def _part(flat: Flat, letter: str, held: Tensor, entry: Entry) -> Tensor:
-    first, last = flat.range(letter)
-    low, high = max(first, entry.offset), min(last, entry.end)
-    low, high = (low, high) if low < high else (first, first)
+    first, _ = flat.range(letter)
+    low, high = flat.part(letter, entry)
     local = held[low - first : high - first]
     if high - low == entry.numel:
         return local.view(entry.shape)

@@ -54,10 +54,7 @@ class Unit:
 
 
 def default_units(model: nn.Module) -> list[nn.Module]:
-    """The elements of the outermost ModuleLists and of Sequentials of blocks: layers, in most models.
-
-    A child without parameters is no unit, and neither is one that holds only a bare parameter or two.
-    """
+    """The elements of the outermost ModuleLists that have parameters: layers, in most models."""
     found: list[nn.Module] = []
 
     def walk(module: nn.Module) -> None:

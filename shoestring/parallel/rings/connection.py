@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from shoestring.parallel.backends import own_backend
 from shoestring.parallel.group import FORM_TIMEOUT_S, peer_errors
 
 # Tags count up from 0 and begin again here; the next one is kept for what must never arrive.
@@ -21,9 +22,6 @@ AT_ONCE = timedelta(milliseconds=1)
 
 class Connection:
     """Ranks joined pair by pair by gloo (CPU) or NCCL (CUDA).
-
-    torch.distributed.new_group numbers its groups per process, and a group that failed in one process leaves
-    the numbers apart; the backend is made directly, on keys that have a name.
 
     Args:
         store: any torch.distributed store; keys below `name`, which no earlier connection on this store had.
@@ -49,16 +47,10 @@ class Connection:
         self.cuda = device.type == "cuda"
         self.timeout = timedelta(seconds=timeout_s)
         self._next_tag = 0
-        forming = timedelta(seconds=min(FORM_TIMEOUT_S, timeout_s))
-        keys = dist.PrefixStore(name, store)
         with peer_errors():
-            self.backend: Any = (
-                _nccl(keys, rank, len(members), timeout_s)
-                if self.cuda
-                else _gloo(keys, rank, len(members), forming)
+            self.backend: Any = own_backend(
+                dist.PrefixStore(name, store), rank, len(members), device, timeout_s
             )
-            if not self.cuda:
-                self.backend._set_default_timeout(self.timeout)
 
     @property
     def size(self) -> int:
@@ -95,24 +87,6 @@ class Connection:
         if self.cuda:
             self.backend.shutdown()
         self.backend = None
-
-
-def _gloo(store: dist.Store, rank: int, size: int, timeout: timedelta) -> Any:
-    options = dist.ProcessGroupGloo._Options()  # type: ignore[attr-defined]
-    names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
-    make = dist.ProcessGroupGloo.create_device
-    options._devices = (
-        [make(interface=name) for name in names] if names else [dist.ProcessGroupGloo.create_default_device()]
-    )
-    options._threads = 1
-    options._timeout = timeout
-    return dist.ProcessGroupGloo(store, rank, size, options)
-
-
-def _nccl(store: dist.Store, rank: int, size: int, timeout_s: float) -> Any:
-    options = dist.ProcessGroupNCCL.Options()
-    options._timeout = timedelta(seconds=timeout_s)
-    return dist.ProcessGroupNCCL(store, rank, size, options)
 
 
 def all_on_one_host(store: dist.Store, name: str, rank: int, size: int, timeout_s: float) -> bool:
