@@ -177,7 +177,8 @@ def measure(arm: Arm, setup: Setup, ranks: Iterable[int], check: bool = False) -
 
     Returns:
         losses (mean over the global batch, every step), step_s (timed steps, the slowest rank's),
-        host_sent_bytes (timed steps, between hosts, the busiest host's, barriers and all),
+        host_sent_bytes (timed steps, between hosts, the busiest host's, barriers and all), mean_sent_bytes (a
+        step's share of what the busiest host sent in all timed steps: what hosts send late differs by step),
         gradient_norms (of the steps looked at), and the bytes held (the fullest rank's, in the first step).
     """
     numbers = list(ranks)
@@ -205,6 +206,7 @@ def measure(arm: Arm, setup: Setup, ranks: Iterable[int], check: bool = False) -
         "losses": [loss / processes() for loss in over_ranks(losses, dist.ReduceOp.SUM)],
         "gradient_norms": [one.gradient_norm for one in seen],
         "host_sent_bytes": over_ranks(sent_bytes[setup.warmup :], dist.ReduceOp.MAX),
+        "mean_sent_bytes": over_ranks([sum(sent_bytes[setup.warmup :]) / setup.steps], dist.ReduceOp.MAX)[0],
         "step_s": over_ranks(step_s[setup.warmup :], dist.ReduceOp.MAX),
         **dict(zip(held, map(int, over_ranks(list(held.values()), dist.ReduceOp.MAX)), strict=True)),
     }
