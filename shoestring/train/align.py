@@ -123,8 +123,8 @@ class Alignment:
         self.leave()
         if group.size == 1:
             self._exchange = Alone()
-        elif strategy.name == "NNN":
-            self._exchange = PlainExchange(layout, group.rank)
+        elif strategy.name == "NNN" and len(set(labels)) == 1:
+            self._exchange = PlainExchange(layout, group.rank)  # no slow link: spare it its own connections
         else:
             self._exchange = RingExchange(
                 layout,

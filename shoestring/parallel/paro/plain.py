@@ -14,7 +14,8 @@ from shoestring.parallel.paro.exchange import Finished, Pending, Scope
 
 
 class PlainExchange:
-    """For NNN, which only ever sums over the world. Needs no connections of its own.
+    """For NNN, which only ever sums over the world. Needs no connections of its own, and has no groups: where
+    links differ, rings are quicker.
 
     Args:
         layout: the ranks; groups do not matter here.

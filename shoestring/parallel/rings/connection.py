@@ -47,6 +47,7 @@ class Connection:
         self.cuda = device.type == "cuda"
         self.timeout = timedelta(seconds=timeout_s)
         self._next_tag = 0
+        self._looks: list[tuple[Any, torch.Tensor]] = []  # awaited for ever, so kept
         with peer_errors():
             self.backend: Any = own_backend(
                 dist.PrefixStore(name, store), rank, len(members), device, timeout_s
@@ -64,6 +65,24 @@ class Connection:
         first = self._next_tag
         self._next_tag += count
         return first
+
+    def look(self) -> None:
+        """Ask whether all peers are still there.
+
+        gloo wakes nobody who waits for a message of which a part has come when its sender dies; but to await
+        one more message from a dead peer fails at once.
+
+        Raises:
+            PeerLostError: one is gone.
+        """
+        backend = self.backend
+        if backend is None or self.cuda:
+            return
+        for peer in range(self.size):
+            if peer != self.rank:
+                with peer_errors(f"rank {self.members[peer]} is gone"):
+                    never = torch.empty(1, dtype=torch.uint8)
+                    self._looks.append((backend.recv([never], peer, NEVER), never))
 
     def abort(self) -> None:
         """Close every pair now, also under a thread that waits; waiting peers get an error at once."""

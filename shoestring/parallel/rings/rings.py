@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -22,6 +23,7 @@ from shoestring.parallel.rings.work import Job, Runner, Told, cuda_runner, gloo_
 
 Order = Literal["rank", "nested"]
 IN_FLIGHT = 4
+LOOK_S = 0.5  # who waits longer asks whether the peers are still there
 Watch = Callable[[Request], Told]
 
 
@@ -32,9 +34,17 @@ class Pending:
         choice: the method it runs by, and why.
     """
 
-    def __init__(self, choice: Choice, future: Future[Any] | None) -> None:
+    def __init__(
+        self,
+        choice: Choice,
+        future: Future[Any] | None,
+        what: str = "",
+        look: Callable[[], object] | None = None,
+    ) -> None:
         self.choice = choice
         self._future = future
+        self._what = what
+        self._look = look
 
     def done(self) -> bool:
         """Whether `wait` would return (or raise) at once; on CUDA: whether it has been enqueued."""
@@ -49,7 +59,13 @@ class Pending:
         """
         if self._future is None:
             return
-        event = self._future.result()
+        try:
+            while not concurrent.futures.wait([self._future], LOOK_S).done:
+                if self._look is not None:
+                    self._look()
+            event = self._future.result()
+        except PeerLostError as error:
+            raise PeerLostError(f"{self._what}: {error}") from error
         if event is not None:
             torch.cuda.current_stream().wait_event(event)
 
@@ -235,7 +251,15 @@ class Rings:
         result = shard.detach().view(-1) if shard is not None else None
         told = self._watch(request) if self._watch is not None else None
         future = runner.submit(Job(operation, choice.method, what, whole, blocks, result, request, told))
-        return Pending(choice, future)
+        return Pending(choice, future, what, self._look)
+
+    def _look(self) -> None:
+        """Fail what waits for a peer that is gone: gloo is silent where a message had come in part."""
+        try:
+            for runner in self._runners.values():
+                runner.look()
+        except PeerLostError as error:
+            self._fail(error)
 
     def _fail(self, error: BaseException) -> BaseException:
         """Break everything, lest a thread or a peer wait for what will not come; gives the first error."""
@@ -244,7 +268,7 @@ class Rings:
                 return self._error
             self._error = error
         for runner in self._runners.values():
-            runner.abort()
+            runner.abort(error)
         return error
 
 

@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
 
-from shoestring.parallel.group import PeerLostError, peer_errors
+from shoestring.parallel.group import peer_errors
 from shoestring.parallel.rings.choice import Method, Operation, Request, check_method
 from shoestring.parallel.rings.connection import Connection
 from shoestring.parallel.rings.engine import Exchange, Scratch
 from shoestring.parallel.rings.schedule import Schedule
 from shoestring.parallel.rings.seats import Seat
 from shoestring.parallel.rings.streams import StreamExchange
+from shoestring.parallel.rings.threads import Worker
 
 # Shorter chunks cost more in calls than they win by leaving earlier, longer ones win nothing (measured).
 CHUNK_LEAST_BYTES = 64 * 2**10
 CHUNK_MOST_BYTES = 256 * 2**10
 CHUNKS_A_BLOCK = 4
+# A thread that is not through by then waits in gloo for a message that will not come.
+STUCK_S = 1.0
 
 Fail = Callable[[BaseException], BaseException]
 Told = Callable[[Literal["began", "ended"]], None]
@@ -63,8 +65,16 @@ class Runner(Protocol):
         """Begin; the future's result is None, or the CUDA event to wait for. None: done already."""
         ...
 
-    def abort(self) -> None:
-        """Make everything under way fail soon."""
+    def look(self) -> None:
+        """Ask whether the peers are still there.
+
+        Raises:
+            PeerLostError: one is gone.
+        """
+        ...
+
+    def abort(self, error: BaseException) -> None:
+        """Make everything under way fail with this."""
         ...
 
     def close(self) -> None:
@@ -97,17 +107,14 @@ class GlooRunner:
         self._in_flight = in_flight
         self._fail = fail
         self._scratch = Scratch(max(chunk_bytes or CHUNK_MOST_BYTES, 16))
-        self._main = ThreadPoolExecutor(1, f"rings-{seat.scope}")
-        self._beside = ThreadPoolExecutor(1, f"rings-{seat.scope}-between")
-        self._lock = threading.Lock()
-        self._under_way = 0
+        self._main = Worker(f"rings-{seat.scope}")
+        self._beside = Worker(f"rings-{seat.scope}-between")
         self._failed: BaseException | None = None
 
     @property
     def busy(self) -> bool:
         """Whether a collective is under way or waits."""
-        with self._lock:
-            return self._under_way > 0
+        return self._main.busy
 
     def submit(self, job: Job) -> Future[Any] | None:
         """Queue a collective.
@@ -120,19 +127,30 @@ class GlooRunner:
             _keep_own(job, self.seat, before=True)
             _keep_own(job, self.seat, before=False)
             return None
-        with self._lock:
-            self._under_way += 1
         return self._main.submit(self._run, job, method, self._connection)
 
-    def abort(self) -> None:
-        """Close the connection under whoever waits on it."""
+    def look(self) -> None:
+        """Ask whether the peers are still there.
+
+        Raises:
+            PeerLostError: one is gone.
+        """
         if self._connection is not None:
+            self._connection.look()
+
+    def abort(self, error: BaseException) -> None:
+        """Close the connection under whoever waits on it; all that was promised fails with this."""
+        if self._connection is not None:
+            self._failed = error
             self._connection.abort()
+        self._main.fail(error)
+        self._beside.fail(error)
 
     def close(self) -> None:
-        """End the threads, then the connection."""
-        self._main.shutdown(wait=True)
-        self._beside.shutdown(wait=True)
+        """End the threads, then the connection. After a failure a thread may be stuck, which is not waited
+        for."""
+        for worker in (self._main, self._beside):
+            worker.close(None if self._failed is None else STUCK_S)
         if self._connection is not None:
             self._connection.close()
 
@@ -147,16 +165,11 @@ class GlooRunner:
                 return
             for schedule in self.seat.schedules(job.operation, "direct" if method == "backend" else method):
                 self._exchange(job, schedule, connection)
-        except BaseException as error:
-            first = self._broken(error)
-            if isinstance(first, PeerLostError):
-                raise PeerLostError(f"{job.what}: {first}") from error
-            raise
+        except BaseException as error:  # noqa: BLE001  the first error of all is raised
+            raise self._broken(error) from None
         finally:
             if job.told is not None:
                 job.told("ended")
-            with self._lock:
-                self._under_way -= 1
 
     def _exchange(self, job: Job, schedule: Schedule, connection: Connection) -> None:
         result = job.result if job.operation == "reduce_scatter" else None
@@ -258,7 +271,10 @@ class CudaRunner:
         future.set_result(event)
         return future
 
-    def abort(self) -> None:
+    def look(self) -> None:
+        """NCCL's own watchdog looks."""
+
+    def abort(self, error: BaseException) -> None:
         """Let NCCL give up what it has begun."""
         for connection in self._connections:
             connection.abort()
