@@ -28,6 +28,9 @@ FITTED = ("llama_5m", 2, "400mbit")
 """Model, accumulation and rate that the coefficients are fitted on."""
 NEAR = 1.35
 """Strategies within that of the best are measured again: regret is a matter of them."""
+TURNS = 3
+TURN_S = 2.5
+"""A turn takes three steps, or more of them up to that time: what disturbs a short step is no shorter."""
 LIMITS = ("none", "mid", "tight")
 LENGTH = 32
 SURVEYS = 2
@@ -98,7 +101,7 @@ def measure(quick: bool) -> dict[str, Any]:
         "raw": [row for cell in [*fitted_on, *cells] for row in cell.found.rows],
         "failed": {f"{c.model} s={c.accumulation} {c.rate}": c.found.failed for c in [*fitted_on, *cells]},
     }
-    return {"samples": samples, "figures": figures, "flags": {"length": LENGTH, "near": NEAR}}
+    return {"samples": samples, "figures": figures, "flags": {"length": LENGTH, "near": NEAR, "turns": TURNS, "turn_s": TURN_S}}
 
 
 def survey_of(place: Place) -> Cluster:
@@ -150,7 +153,8 @@ def _cells(
         if again and there:
             least_s = min(found.median_s(arm) for arm in there)
             near = [arm for arm in there if found.median_s(arm) <= NEAR * least_s]
-            found.rows += run_arms(place, near, {**flags, "steps": 3}, 200.0, 2).rows
+            steps = max(3, round(TURN_S / least_s))
+            found.rows += run_arms(place, near, {**flags, "steps": steps}, 300.0, TURNS).rows
         founds[accumulation] = found
     micro_s, update_s = compute_times([row for found in founds.values() for row in found.rows], layout)
     return [

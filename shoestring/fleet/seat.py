@@ -249,8 +249,6 @@ def _checked(reply: m.Reply) -> m.Reply:
 
 def _expect(reply: m.Reply, kind: type[T]) -> T:
     if isinstance(reply, m.Stop) and not isinstance(reply, kind):
-        raise RoundOver(reply.reason)  # the run ended meanwhile; the next join is told so
-    if isinstance(reply, m.Stop) and not isinstance(reply, kind):
         raise RoundOver(f"the run is over: {reply.reason}")  # the next join is told so too
     if not isinstance(reply, kind):
         raise FleetError(

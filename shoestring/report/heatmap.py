@@ -17,7 +17,7 @@ from markupsafe import Markup
 from shoestring import __version__
 from shoestring.base.errors import RecordError
 from shoestring.base.units import format_bytes, format_duration
-from shoestring.report.page import _json_for_script, _policy, asset
+from shoestring.report.page import asset, json_for_script, security_policy
 
 TEMPLATE = """<!doctype html>
 <html lang="en">
@@ -118,13 +118,13 @@ def render(data: HeatMap, library: str) -> str:
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     drawn = (("bandwidth", "Bytes a second, each way"), ("latency", "Seconds of a small message, one way"))
-    charts = [(name, title, Markup(_json_for_script(chart(data, name)))) for name, title in drawn]
+    charts = [(name, title, Markup(json_for_script(chart(data, name)))) for name, title in drawn]
     return environment.from_string(TEMPLATE).render(
         map=data,
         charts=charts if data.links else [],
         style=Markup(asset("page.css")),
         scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
+        policy=security_policy(scripts),
         generator=f"shoestring {__version__}",
     )
 

@@ -85,7 +85,7 @@ def render(log: Events, library: str) -> str:
         table_rows=TABLE_ROWS,
         style=Markup(asset("page.css")),
         scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
+        policy=security_policy(scripts),
         record=f"{len(log.events)} {fingerprint(log)}",
         generator=f"shoestring {__version__}",
     )
@@ -110,7 +110,7 @@ def chart_scripts(view: RecordView) -> dict[str, Markup]:
     from shoestring.report import charts  # Altair takes a second to load: only who draws pays
 
     made = {name: charts.chart(view, name) for name in chart_names(view)}
-    return {name: Markup(_json_for_script(spec)) for name, spec in made.items() if spec is not None}
+    return {name: Markup(json_for_script(spec)) for name, spec in made.items() if spec is not None}
 
 
 def asset(name: str) -> str:
@@ -118,12 +118,12 @@ def asset(name: str) -> str:
     return resources.files("shoestring.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def _json_for_script(value: Any) -> str:
-    # No text of the record can end the script element or open a comment in it.
+def json_for_script(value: Any) -> str:
+    """As JSON in which no text can end the script element that it stands in, or open a comment there."""
     return json.dumps(value, separators=(",", ":"), sort_keys=True, allow_nan=False).replace("<", "\\u003c")
 
 
-def _policy(scripts: list[str]) -> str:
+def security_policy(scripts: list[str]) -> str:
     """Nothing may be loaded, and no script may run but these two; Vega compiles its expressions."""
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
