@@ -196,7 +196,7 @@ def _launch(run_dir: Path, strategy: str, places: list[str]) -> Launch:
         members=MemberConfig(workers=WORKERS, heartbeat_s=0.2, join_grace_s=20.0),
         pace=PaceConfig(steps=STEPS, batch=BATCH),
         checkpoint=CheckpointConfig(every_s=0.0, every_steps=CHECKPOINT_EVERY),
-        control=ControlConfig(policy="even", interval_s=0.0),
+        control=ControlConfig(policy="none", interval_s=0.0),
     )
     train = TrainConfig(
         clip_norm=0.0, micro_batch=BATCH, schedule=ScheduleConfig(kind="constant", warmup=0.0),

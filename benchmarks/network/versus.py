@@ -16,11 +16,12 @@ from benchmarks.network.strategies import FLAGS, QUICK_FLAGS
 
 LOSS_TOLERANCE = 1e-2
 OURS = ("paro_IIG", "paro_III", "paro_NGG", "paro_GGG")
-PEERS = ("zero3", "zero3_held", "hpz", "fsdp2", "hsdp", "hsdp_deferred")
-HEADLINE = ("paro_IIG", "paro_III", "hsdp_deferred", "zero3")
+PEERS = ("zero3", "zero3_held", "hpz", "fsdp2", "hsdp", "hsdp_deferred", "hsdp_kept")
+HEADLINE = ("paro_IIG", "paro_III", "hsdp_deferred", "hsdp_kept", "zero3")
 TITLES = {
     "zero3": "ZeRO-3", "zero3_held": "ZeRO-3, thresholds as they come", "hpz": "ZeRO-3 with hpZ",
     "fsdp2": "FSDP2 full shard", "hsdp": "FSDP2 HSDP", "hsdp_deferred": "FSDP2 HSDP, deferred",
+    "hsdp_kept": "the same, parameters kept",
 }  # fmt: skip
 
 

@@ -31,7 +31,8 @@ class FsdpChoice:
         hybrid: shard inside a host, replicate between hosts; else shard over all ranks.
         deferred: reduce between hosts once per optimizer step, not at every micro-step, as FSDP2 does untold.
         rings: our ring collectives under its hooks instead of gloo's collectives.
-        reshard: free a layer's parameters after the forward pass (full sharding), or keep it.
+        reshard: free a layer's parameters after the forward pass; else they are gathered once an optimizer
+            step and stay whole until its end.
         prefetch: gather the next layer's parameters while this one computes.
         method: of the rings over all ranks.
     """
@@ -49,7 +50,7 @@ class FsdpArm:
 
     Args:
         choice: see FsdpChoice.
-        name: of this arm\'s rings.
+        name: of this arm's rings.
     """
 
     def __init__(self, setup: Setup, choice: FsdpChoice, name: str = "peers") -> None:
@@ -83,6 +84,8 @@ class FsdpArm:
             if self._choice.deferred:
                 self._model.set_requires_all_reduce(last)
                 self._model.set_is_last_backward(last)
+            if not self._choice.reshard:
+                self._model.set_reshard_after_backward(last)
             loss = loss_of(self._model, batch)
             (loss / len(batches)).backward()
             losses.append(loss.detach())

@@ -4,7 +4,9 @@ Ranks find each other by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT. The arms
 
     single                                        the whole global batch in one process: the reference
     fsdp2, hsdp, hsdp_deferred                    FSDP2 on gloo's own collectives
-    fsdp2_rings, hsdp_rings, hsdp_deferred_rings  FSDP2 on our rings
+    hsdp_kept                                     the last, its parameters whole for a whole step
+    fsdp2_rings, hsdp_rings, hsdp_deferred_rings, hsdp_kept_rings
+                                                  FSDP2 on our rings
     zero3, hpz                                    DeepSpeed on gloo's own collectives
     zero3_rings, hpz_rings                        DeepSpeed on our rings
     zero3_held, zero3_held_rings                  the same with DeepSpeed's thresholds as they come
@@ -50,9 +52,11 @@ CHOICES: dict[str, PeerChoice] = {
     "fsdp2": FsdpChoice(),
     "hsdp": FsdpChoice(hybrid=True),
     "hsdp_deferred": FsdpChoice(hybrid=True, deferred=True),
+    "hsdp_kept": FsdpChoice(hybrid=True, deferred=True, reshard=False),
     "fsdp2_rings": FsdpChoice(rings=True),
     "hsdp_rings": FsdpChoice(hybrid=True, rings=True),
     "hsdp_deferred_rings": FsdpChoice(hybrid=True, deferred=True, rings=True),
+    "hsdp_kept_rings": FsdpChoice(hybrid=True, deferred=True, reshard=False, rings=True),
     "zero3": ZeroChoice(),
     "hpz": ZeroChoice(hpz=True),
     "zero3_rings": ZeroChoice(rings=True),
