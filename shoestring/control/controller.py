@@ -1,32 +1,135 @@
-"""The controller: every interval, a policy turns what the monitor sees into shares, with a reason."""
+"""The controller: every interval, a policy turns what the monitor sees into actions, with a reason (source:
+AntDT; effects, and what happens to a policy that fails, are ours)."""
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib
+import math
+import statistics
+import traceback
+from collections import deque
+from dataclasses import dataclass, replace
+
+from pydantic import Field
 
 from shoestring.base.config import Config
+from shoestring.base.errors import ConfigError
+from shoestring.control.decisions import (
+    AddWorkers,
+    AdjustAccumulation,
+    AdjustBatch,
+    AdjustLr,
+    ControlState,
+    Decision,
+    Policy,
+    PolicyOptions,
+    RemoveWorker,
+    Restart,
+    Restarted,
+)
 from shoestring.control.monitor import Monitor
-from shoestring.control.policies import Decision, Policy, PolicyOptions, even, fixed, proportional
+from shoestring.control.policies import POLICIES
+
+STEPS = 20
+"""Of which the median says how long a step takes, before an action and after it."""
+TELLING_STEPS = 5
+"""An action's effect is told once so many steps were taken under it."""
+SUM_SLACK = 1e-6
 
 
 class ControlConfig(Config):
-    """`interval_s` between decisions; lengths of the monitor's windows; which policy, and its options."""
+    """When to decide, from how much, and by which policy.
 
-    policy: Literal["proportional", "even", "fixed"] = "proportional"
+    Attributes:
+        policy: `nd`, `dd`, `none`, `fixed`, `lb-bsp`, or `my_module:my_function` for your own.
+        interval_s: between decisions.
+        short_window_s, long_window_s: lengths of the monitor's windows.
+        options: what policies go by.
+    """
+
+    policy: str = "nd"
     interval_s: float = 5.0
-    short_window_s: float = 15.0
-    long_window_s: float = 300.0
+    short_window_s: float = Field(default=15.0, gt=0.0)
+    long_window_s: float = Field(default=300.0, gt=0.0)
     options: PolicyOptions = PolicyOptions()
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What the controller has to be told with each question.
+
+    Attributes: as in ControlState.
+    """
+
+    batch: int
+    restart_s: float = 0.0
+    remaining_s: float = math.inf
+    room: int = 0
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What came of a decision: seconds of a step before and after, as medians.
+
+    Attributes:
+        step: before which it came into force.
+        predicted: ratio that the policy expected; None: it said nothing.
+    """
+
+    step: int
+    what: str
+    before_s: float
+    after_s: float
+    steps: int
+    predicted: float | None
+
+    @property
+    def ratio(self) -> float:
+        """Seconds of a step after to before."""
+        return self.after_s / self.before_s
+
+
 def policy_named(name: str) -> Policy:
-    """The shipped policy of this name."""
-    policies: dict[str, Policy] = {"proportional": proportional, "even": even, "fixed": fixed}
-    return policies[name]
+    """A shipped policy, or the user's at `module:function`.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if name in POLICIES:
+        return POLICIES[name]
+    module, _, function = name.partition(":")
+    if not function:
+        raise ConfigError(
+            f"there is no policy {name!r}",
+            f"take one of {', '.join(POLICIES)}, or name your own function as my_module:my_function",
+        )
+    try:
+        found = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(
+            f"the policy {name!r} cannot be loaded: {error}",
+            "put its module where Python finds it (PYTHONPATH, or the folder you start in); check its name",
+        ) from error
+    if not callable(found):
+        raise ConfigError(
+            f"the policy {name!r} is no function", "see docs/design/control.md for what one takes"
+        )
+    policy: Policy = found
+    return policy
 
 
 class Controller:
-    """Holds the current shares and asks the policy when the interval is over."""
+    """Holds what is in force and asks the policy when the interval is over.
+
+    Attributes:
+        usual: worker -> samples that it takes in one pass where nothing else is decided.
+        micro_batch: worker -> samples of a pass, where that was decided.
+        limits: worker -> the most samples of a pass that its memory holds, where that was learnt.
+        lr_factor: on the schedule's learning rate.
+
+    Raises:
+        ConfigError: there is no such policy.
+    """
 
     def __init__(self, config: ControlConfig, monitor: Monitor) -> None:
         self._config = config
@@ -34,11 +137,28 @@ class Controller:
         self._monitor = monitor
         self._shares: dict[str, float] = {}
         self._next_s: float | None = None
+        self._restarts: dict[str, tuple[Restarted, ...]] = {}
+        self._took_s: deque[float] = deque(maxlen=STEPS)
+        self._told: Effect | None = None
+        self.usual: dict[str, int] = {}
+        self.micro_batch: dict[str, int] = {}
+        self.limits: dict[str, int] = {}
+        self.lr_factor = 1.0
 
     @property
     def shares(self) -> dict[str, float]:
         """Part of the global batch per worker; sums to 1."""
         return dict(self._shares)
+
+    def most_of(self, worker: str, batch: int) -> int:
+        """The most samples that this worker takes in one pass, of a global batch of so many."""
+        usual = self.usual[worker] if self.usual.get(worker) else max(1, batch)
+        return min(usual, self.limits[worker]) if worker in self.limits else usual
+
+    def pass_of(self, worker: str, batch: int) -> int:
+        """Samples of a pass of this worker."""
+        most = self.most_of(worker, batch)
+        return min(most, self.micro_batch[worker]) if worker in self.micro_batch else most
 
     def regroup(self, members: tuple[str, ...]) -> None:
         """A new round: those who stay keep their proportions, newcomers get the mean."""
@@ -47,16 +167,116 @@ class Controller:
         raw = {w: known[w] if w in known else mean for w in members}
         total = sum(raw.values())
         self._shares = {w: value / total for w, value in raw.items()}
+        if self._took_s:
+            self._took_s.clear()  # steps of other members do not compare
+        self._told = None
 
-    def decide(self, now: float) -> Decision | None:
-        """A decision when one is due, already in force; None between intervals."""
+    def decide(self, now: float, step: int, facts: Facts) -> Decision | None:
+        """A decision when one is due, in force from `step` on; None between intervals.
+
+        A policy that fails, or decides what cannot be, changes nothing: training goes on, and the reason says
+        what went wrong.
+        """
         if self._next_s is None:
             self._next_s = now + self._config.interval_s
         if now < self._next_s or not self._shares:
             return None
         self._next_s = now + self._config.interval_s
-        view = self._monitor.view(now, tuple(self._shares))
-        decision = self._policy(now, view, self.shares, self._config.options)
-        if decision.shares is not None:
-            self._shares = dict(decision.shares)
+        state = self.state(now, facts)
+        try:
+            decision = self._policy(now, state, self._config.options)
+            problem = wrong(decision, state)
+        except Exception:  # noqa: BLE001  a user's policy may raise anything, and training must not end by it
+            problem = traceback.format_exc(limit=-3).strip()
+        if problem:
+            return Decision((), f"the policy `{self._config.policy}` failed, nothing is changed: {problem}")
+        self._apply(now, step, decision, state)
         return decision
+
+    def state(self, now: float, facts: Facts) -> ControlState:
+        """What a policy is shown."""
+        members = tuple(self._shares)
+        return ControlState(
+            workers=self._monitor.view(now, members),
+            shares=self.shares,
+            micro_batch={w: self.pass_of(w, facts.batch) for w in members},
+            most={w: self.most_of(w, facts.batch) for w in members},
+            batch=facts.batch,
+            lr_factor=self.lr_factor,
+            restarts=dict(self._restarts),
+            restart_s=facts.restart_s,
+            remaining_s=facts.remaining_s,
+            room=facts.room,
+        )
+
+    def limit(self, worker: str, samples: int) -> None:
+        """This worker's memory does not hold more than so many samples of a pass."""
+        self.limits[worker] = min(samples, self.limits[worker]) if worker in self.limits else samples
+
+    def step_took(self, seconds: float) -> Effect | None:
+        """All have taken a step; an effect where enough were taken since the last decision that changed
+        anything."""
+        self._took_s.append(seconds)
+        told = self._told
+        if told is None or len(self._took_s) < TELLING_STEPS:
+            return None
+        self._told = None
+        return replace(told, after_s=statistics.median(self._took_s), steps=len(self._took_s))
+
+    def _apply(self, now: float, step: int, decision: Decision, state: ControlState) -> None:
+        for action in decision.actions:
+            if isinstance(action, AdjustBatch):
+                self._shares = dict(action.shares)
+            elif isinstance(action, AdjustAccumulation):
+                self.micro_batch |= action.micro_batch
+            elif isinstance(action, AdjustLr):
+                self.lr_factor = action.factor
+            elif isinstance(action, Restart):
+                one = Restarted(now, state.workers[action.worker].long.samples_per_s)
+                before = self._restarts[action.worker] if action.worker in self._restarts else ()
+                self._restarts[action.worker] = (*before, one)
+        if not decision.actions:
+            return
+        predicted = decision.predicted["step_time_ratio"] if "step_time_ratio" in decision.predicted else None
+        what = ", ".join(action.kind for action in decision.actions)
+        before_s = statistics.median(self._took_s) if len(self._took_s) >= TELLING_STEPS else 0.0
+        self._told = Effect(step, what, before_s, 0.0, 0, predicted) if before_s else None
+        self._took_s.clear()
+
+
+def wrong(decision: Decision, state: ControlState) -> str:
+    """Why a decision cannot be carried out; empty where it can."""
+    if not isinstance(decision, Decision):
+        return f"it gave a {type(decision).__name__}, not a Decision"
+    for action in decision.actions:
+        problem = _wrong(action, state)
+        if problem:
+            return f"{problem} ({action})"
+    return ""
+
+
+def _wrong(action: object, state: ControlState) -> str:
+    members = set(state.workers)
+    if isinstance(action, AdjustBatch):
+        if set(action.shares) != members:
+            return "shares for others than the workers that there are"
+        numbers = list(action.shares.values())
+        if not all(math.isfinite(n) and n >= 0 for n in numbers) or abs(sum(numbers) - 1.0) > SUM_SLACK:
+            return "shares that do not sum to 1"
+    elif isinstance(action, AdjustAccumulation):
+        if not set(action.micro_batch) <= members:
+            return "passes of workers that are not there"
+        if not all(isinstance(n, int) and n >= 1 for n in action.micro_batch.values()):
+            return "passes of less than a sample"
+    elif isinstance(action, AdjustLr):
+        if not (math.isfinite(action.factor) and action.factor > 0):
+            return "a learning rate that makes no sense"
+    elif isinstance(action, (Restart, RemoveWorker)):
+        if action.worker not in members:
+            return "a worker that is not there"
+    elif isinstance(action, AddWorkers):
+        if not 1 <= action.count <= state.room:
+            return f"{action.count} workers where there is room for {state.room}"
+    else:
+        return f"an unknown action: {type(action).__name__}"
+    return ""

@@ -1,31 +1,43 @@
 """What is known of each worker's speed, over a short and a long window.
 
 Source: AntDT (arXiv 2404.09679): batch processing time (BPT) per worker, the short window for
-transient stragglers, the long one for persistent ones. Window lengths are ours.
+transient stragglers, the long one for persistent ones. Window lengths, slices and the fit are ours.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
+
+SLICES = 6
+"""A worker is slow for long where it is slow in each such part of the long window: a burst is not."""
+TELLING = 0.005
+"""Share of the spread of batch sizes below which passes and samples cannot be told apart (1 - cos²)."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One report: `samples` done in `compute_s` seconds of the worker's own time."""
+    """One report: `samples` done in `passes` forward and backward passes, in `compute_s` seconds of the
+    worker's own time."""
 
     at_s: float
     samples: int
     compute_s: float
+    passes: int = 1
 
 
 @dataclass(frozen=True)
 class WindowView:
-    """A worker over one window: reports, samples, seconds; rates are 0 where nothing was seen."""
+    """A worker over one window: reports, samples, seconds; rates are 0 where nothing was seen.
+
+    `error`: relative standard error of the mean time per sample, as reports scatter; 0 below two of them.
+    """
 
     reports: int
     samples: int
     compute_s: float
+    error: float = 0.0
 
     @property
     def samples_per_s(self) -> float:
@@ -38,13 +50,41 @@ class WindowView:
         return self.compute_s / self.reports if self.reports else 0.0
 
 
+NOTHING = WindowView(0, 0, 0.0)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """T(b) = start_s + per_sample_s b: seconds of one pass over b samples, fitted by least squares (AntDT,
+    DD; the fit is ours). `sure`: batch sizes differed enough to tell the two terms apart; else `start_s` is
+    0."""
+
+    start_s: float
+    per_sample_s: float
+    sure: bool
+
+    def of(self, samples: float, passes: int = 1) -> float:
+        """Seconds for so many samples in so many passes."""
+        return self.start_s * passes + self.per_sample_s * samples
+
+
 @dataclass(frozen=True)
 class WorkerView:
-    """A worker as policies see it."""
+    """A worker as policies see it.
+
+    Attributes:
+        short, long: the two windows.
+        last: the newest report.
+        slices: the `SLICES` last whole parts of the long window, the oldest first; the same stretches of time
+            for all workers.
+        cost: fitted over the long window; None where nothing was seen.
+    """
 
     short: WindowView
     long: WindowView
     last: Seen | None
+    slices: tuple[WindowView, ...] = ()
+    cost: Cost | None = None
 
 
 class Window:
@@ -53,28 +93,95 @@ class Window:
     def __init__(self, span_s: float) -> None:
         self._span_s = span_s
         self._seen: deque[Seen] = deque()
-        self._samples = 0
-        self._compute_s = 0.0
+        self._empty()
 
     def add(self, seen: Seen) -> None:
         """Take in a report and forget what is too old."""
         self._seen.append(seen)
-        self._samples += seen.samples
-        self._compute_s += seen.compute_s
+        self._count(seen, 1)
         self._forget(seen.at_s)
 
     def view(self, now: float) -> WindowView:
         """The window as of `now`."""
         self._forget(now)
-        return WindowView(len(self._seen), self._samples, self._compute_s if self._seen else 0.0)
+        count = len(self._seen)
+        if not count:
+            return NOTHING
+        mean = self._rate / count
+        variance = max(0.0, self._rate2 / count - mean * mean) * count / max(1, count - 1)
+        error = math.sqrt(variance / count) / mean if count > 1 else 0.0
+        return WindowView(count, self._samples, self._compute_s, error)
+
+    def cost(self, now: float) -> Cost | None:
+        """Seconds of a pass by its samples; None where nothing was seen."""
+        self._forget(now)
+        if not self._seen:
+            return None
+        determinant = self._pp * self._nn - self._pn * self._pn
+        even = Cost(0.0, self._nt / self._nn, sure=False)
+        if determinant < TELLING * self._pp * self._nn:
+            return even
+        start_s = (self._pt * self._nn - self._nt * self._pn) / determinant
+        per_sample_s = (self._nt * self._pp - self._pt * self._pn) / determinant
+        if start_s < 0:
+            return Cost(0.0, even.per_sample_s, sure=True)
+        if per_sample_s < 0:
+            return Cost(self._pt / self._pp, 0.0, sure=True)
+        return Cost(start_s, per_sample_s, sure=True)
+
+    def _empty(self) -> None:
+        self._samples = self._pp = self._pn = self._nn = 0
+        self._compute_s = self._pt = self._nt = self._rate = self._rate2 = 0.0
+
+    def _count(self, seen: Seen, sign: int) -> None:
+        n, p, t = seen.samples, seen.passes, seen.compute_s
+        self._samples += sign * n
+        self._compute_s += sign * t
+        self._pp, self._pn, self._nn = (
+            self._pp + sign * p * p,
+            self._pn + sign * p * n,
+            self._nn + sign * n * n,
+        )
+        self._pt, self._nt = self._pt + sign * p * t, self._nt + sign * n * t
+        self._rate, self._rate2 = self._rate + sign * t / n, self._rate2 + sign * (t / n) ** 2
 
     def _forget(self, now: float) -> None:
         while self._seen and self._seen[0].at_s < now - self._span_s:
-            old = self._seen.popleft()
-            self._samples -= old.samples
-            self._compute_s -= old.compute_s
+            self._count(self._seen.popleft(), -1)
         if not self._seen:
-            self._compute_s = 0.0  # ends the drift of adding and subtracting floats
+            self._empty()  # ends the drift of adding and subtracting floats
+
+
+class Slices:
+    """Sums over stretches of time that are the same for all workers."""
+
+    def __init__(self, span_s: float) -> None:
+        self._length_s = span_s / SLICES
+        self._sums: deque[tuple[int, WindowView]] = deque(maxlen=SLICES + 1)
+
+    def add(self, seen: Seen) -> None:
+        """Take in a report."""
+        index, before = int(seen.at_s // self._length_s), NOTHING
+        if self._sums and self._sums[-1][0] == index:
+            _, before = self._sums.pop()
+        sums = WindowView(
+            before.reports + 1, before.samples + seen.samples, before.compute_s + seen.compute_s
+        )
+        self._sums.append((index, sums))
+
+    def view(self, now: float) -> tuple[WindowView, ...]:
+        """Those that are over, the oldest first; one in which nothing was seen is empty."""
+        present = int(now // self._length_s)
+        found = dict(self._sums)
+        return tuple(found[i] if i in found else NOTHING for i in range(present - SLICES, present))
+
+
+@dataclass
+class _Watched:
+    short: Window
+    long: Window
+    slices: Slices
+    last: Seen
 
 
 class Monitor:
@@ -88,33 +195,37 @@ class Monitor:
     def __init__(self, short_s: float, long_s: float) -> None:
         self._short_s = short_s
         self._long_s = long_s
-        self._short: dict[str, Window] = {}
-        self._long: dict[str, Window] = {}
-        self._last: dict[str, Seen] = {}
+        self._workers: dict[str, _Watched] = {}
 
-    def observe(self, now: float, worker: str, samples: int, compute_s: float) -> None:
+    def observe(self, now: float, worker: str, samples: int, compute_s: float, passes: int = 1) -> None:
         """Take in one step of one worker; steps without samples say nothing about speed."""
         if samples <= 0 or compute_s <= 0:
             return
-        seen = Seen(now, samples, compute_s)
-        self._short.setdefault(worker, Window(self._short_s)).add(seen)
-        self._long.setdefault(worker, Window(self._long_s)).add(seen)
-        self._last[worker] = seen
+        seen = Seen(now, samples, compute_s, max(1, passes))
+        watched = self._workers[worker] if worker in self._workers else None
+        if watched is None:
+            watched = _Watched(Window(self._short_s), Window(self._long_s), Slices(self._long_s), seen)
+            self._workers[worker] = watched
+        watched.last = seen
+        for part in (watched.short, watched.long, watched.slices):
+            part.add(seen)
 
     def forget(self, worker: str) -> None:
         """A new process starts with a clean slate."""
-        for table in (self._short, self._long):
-            table.pop(worker, None)
-        self._last.pop(worker, None)
+        self._workers.pop(worker, None)
 
     def view(self, now: float, workers: tuple[str, ...]) -> dict[str, WorkerView]:
         """What is known of these workers; the windows of an unseen one are empty."""
-        empty = WindowView(0, 0, 0.0)
-        return {
-            worker: WorkerView(
-                self._short[worker].view(now) if worker in self._short else empty,
-                self._long[worker].view(now) if worker in self._long else empty,
-                self._last[worker] if worker in self._last else None,
-            )
-            for worker in workers
-        }
+        return {worker: self._view(now, worker) for worker in workers}
+
+    def _view(self, now: float, worker: str) -> WorkerView:
+        if worker not in self._workers:
+            return WorkerView(NOTHING, NOTHING, None)
+        watched = self._workers[worker]
+        return WorkerView(
+            watched.short.view(now),
+            watched.long.view(now),
+            watched.last,
+            watched.slices.view(now),
+            watched.long.cost(now),
+        )

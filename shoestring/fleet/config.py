@@ -13,6 +13,7 @@ class MemberConfig(Config):
 
     Attributes:
         workers: how many workers to run; 0: the plan decides.
+        max_workers: how many a policy may have in all; 0: as many as `workers`.
         heartbeat_s: a worker says that often that it lives.
         heartbeat_timeout_s: silence that long means hung (stopped, swapped out, cut off).
         hang_timeout_s: a single phase of own work that lasts longer means hung.
@@ -27,6 +28,7 @@ class MemberConfig(Config):
     """
 
     workers: int = 1
+    max_workers: int = 0
     heartbeat_s: float = 1.0
     heartbeat_timeout_s: float = 15.0
     hang_timeout_s: float = 300.0

@@ -14,8 +14,6 @@ from typing import Any
 import msgspec
 
 from shoestring.base.errors import CheckpointError, ShoestringError
-from shoestring.control.controller import Controller
-from shoestring.control.monitor import Monitor
 from shoestring.data.store import DurableLedger
 from shoestring.fleet import drill, pace, patience
 from shoestring.fleet import messages as m
@@ -26,6 +24,7 @@ from shoestring.fleet.membership import Membership
 from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.restarts import headline
 from shoestring.fleet.rounds import RoundState
+from shoestring.fleet.steering import Steering
 from shoestring.fleet.stepping import Stepper
 
 RETRY_S = 0.01
@@ -61,8 +60,7 @@ class Coordinator:
         self._keeper = keeper
         self._log = log
         self._members = Membership(config.members, names)
-        self._monitor = Monitor(config.control.short_window_s, config.control.long_window_s)
-        self._controller = Controller(config.control, self._monitor)
+        self._steering = Steering(config.control, log, self._members.add, lambda: self._members.room)
         self._desk = LeaseDesk(ledger)
         self._round: RoundState | None = None
         self._stop_reason = ""
@@ -76,7 +74,7 @@ class Coordinator:
         self._kept = Persisted()
         self._flushed = b""
         self._take_over(now, resumed)
-        self._stepper = Stepper(config, ledger, keeper, log, self._monitor, self._controller, now)
+        self._stepper = Stepper(config, ledger, keeper, log, self._steering, now)
 
     # --- the outside -----------------------------------------------------------------------
 
@@ -160,6 +158,10 @@ class Coordinator:
             self._left(now, round_, request)
         if self._outcome:
             return m.Stop(self._outcome)
+        if (leave := self._steering.leave(now, request.worker)) is not None:
+            self._members.retire(now, request.worker, leave.again)
+            return m.Dismissed(leave.reason)
+        self._steering.joined(request.worker, request.micro_batch)
         self._members.join(now, request.worker, request.step, request.last_round, request.held)
         if self._round is not None:
             self._stepper.close(self._round, f"{request.worker} has arrived")
@@ -180,7 +182,7 @@ class Coordinator:
         self._members.heard(now, request.worker, "next", 0.0)
         self._members.advanced(request.worker, request.step)
         if request.report is not None and request.step not in self._seen_reports(round_, request.worker):
-            self._monitor.observe(now, request.worker, request.report.samples, request.report.compute_s)
+            self._steering.observe(now, request.worker, request.report)
         round_.note_applied(request.worker, request.step, request.report)
         self._confirm(now, round_)
         reply = self._stepper.boundary(
@@ -200,6 +202,16 @@ class Coordinator:
         if round_ is None:
             return refusal
         self._stepper.fail_samples(now, request)
+        return m.Ack()
+
+    def _out_of_memory(self, now: float, request: m.OutOfMemory) -> m.Reply:
+        round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
+        if round_ is None:
+            return refusal
+        reason = self._steering.out_of_memory(request)
+        self._messages.append(reason)
+        self._fruitless = 0  # it gets somewhere: the next try is smaller
+        self._break_round(now, reason)
         return m.Ack()
 
     def _saved(self, now: float, request: m.Saved) -> m.Reply:
@@ -238,26 +250,12 @@ class Coordinator:
             self._lost(now, request.worker, request.error)
         return m.Ack()
 
-    def _kv_set(self, now: float, request: m.KvSet) -> m.Reply:
+    def _kv(self, now: float, request: m.KvSet | m.KvGet | m.KvAdd) -> m.Reply:
         if (round_ := self._round) is None or round_.round_id != request.round_id:
             return m.Regroup("this round is over")
-        round_.kv[request.key] = request.value
-        return m.Ack()
-
-    def _kv_get(self, now: float, request: m.KvGet) -> m.Reply:
-        if (round_ := self._round) is None or round_.round_id != request.round_id:
-            return m.Regroup("this round is over")
-        return m.Value(round_.kv[request.key]) if request.key in round_.kv else m.Wait(RETRY_S / 4)
-
-    def _kv_add(self, now: float, request: m.KvAdd) -> m.Reply:
-        if (round_ := self._round) is None or round_.round_id != request.round_id:
-            return m.Regroup("this round is over")
-        held = int(round_.kv[request.key]) if request.key in round_.kv else 0
-        if request.once not in round_.kv_once:
-            round_.kv_once.add(request.once)
-            held += request.amount
-            round_.kv[request.key] = b"%d" % held
-        return m.Value(b"%d" % held)
+        if isinstance(request, m.KvSet):
+            return round_.table.set(request)
+        return round_.table.get(request) if isinstance(request, m.KvGet) else round_.table.add(request)
 
     def _lease(self, now: float, request: m.Lease) -> m.Reply:
         return self._desk.lease(now, request)
@@ -292,7 +290,7 @@ class Coordinator:
             name: {
                 "state": self._members[name].state,
                 "phase": self._members[name].phase,
-                **self._stepper.speed(now, name),
+                **self._steering.speed(now, name),
             }
             for name in self._members.named("absent", "starting", "waiting", "active", "given_up")
         }
@@ -341,8 +339,8 @@ class Coordinator:
         self._round = RoundState(
             self._kept.round_id, formed.members, step, formed.source_rank, checkpoint, now, formed.held
         )
-        self._controller.regroup(formed.members)
         since = now - self._broken_at_s if self._broken_at_s is not None else 0.0
+        self._steering.formed(now, formed.members, since)
         self._log.append(
             "round",
             round_id=self._kept.round_id,
@@ -406,7 +404,7 @@ class Coordinator:
     def _lost(self, now: float, name: str, error: str) -> None:
         state = self._members[name].state
         what = self._members.lost(now, name, error, self._kept.confirmed)
-        self._monitor.forget(name)
+        self._steering.lost(name)
         self._note(
             "fault",
             f"{name} is gone ({headline(error)}): {what}",
@@ -485,14 +483,15 @@ class Coordinator:
             m.Join: self._join,
             m.Next: self._next,
             m.Failed: self._failed,
+            m.OutOfMemory: self._out_of_memory,
             m.Saved: self._saved,
             m.Recovered: self._recovered,
             m.BadCheckpoint: self._bad_checkpoint,
             m.Heartbeat: self._heartbeat,
             m.Crashed: self._crashed,
-            m.KvSet: self._kv_set,
-            m.KvGet: self._kv_get,
-            m.KvAdd: self._kv_add,
+            m.KvSet: self._kv,
+            m.KvGet: self._kv,
+            m.KvAdd: self._kv,
             m.Lease: self._lease,
             m.Done: self._done,
             m.SupervisorTick: self._supervise,

@@ -17,7 +17,8 @@ from shoestring.fleet.holdings import newest_cut_state
 from shoestring.fleet.messages import Held
 from shoestring.fleet.restarts import Failure, decide, signature
 
-State = Literal["absent", "starting", "waiting", "active", "given_up"]
+State = Literal["absent", "starting", "waiting", "active", "given_up", "removed"]
+GONE: tuple[State, ...] = ("absent", "given_up", "removed")
 OWN_WORK = frozenset({"load", "compute", "save", "restore"})
 
 
@@ -84,11 +85,7 @@ class Membership:
     def current(self, name: str, incarnation: int) -> bool:
         """Whether this is the living incarnation of a known worker."""
         member = self._members[name] if name in self._members else None
-        return (
-            member is not None
-            and member.incarnation == incarnation
-            and member.state not in ("absent", "given_up")
-        )
+        return member is not None and member.incarnation == incarnation and member.state not in GONE
 
     def named(self, *states: State) -> tuple[str, ...]:
         """Names of the members in one of these states, sorted."""
@@ -104,7 +101,7 @@ class Membership:
 
     def hopeless(self) -> str:
         """The last error when every worker was given up; else an empty string."""
-        members = self._members.values()
+        members = [member for member in self._members.values() if member.state != "removed"]
         if any(member.state != "given_up" for member in members):
             return ""
         newest = max((member.failures[-1] for member in members if member.failures), key=lambda f: f.at_s)
@@ -172,12 +169,37 @@ class Membership:
         """Mark the current process for killing."""
         self._members[name].doomed = reason
 
+    def retire(self, now: float, name: str, again: bool) -> None:
+        """A worker leaves in good order: with `again` a new process takes its place at once. No failure."""
+        member = self._members[name]
+        member.state, member.start_at_s, member.doomed = ("absent" if again else "removed"), now, ""
+        member.held, member.step = None, -1
+
+    def add(self, now: float, count: int) -> tuple[str, ...]:
+        """More workers: those that were removed first, then new names."""
+        names = list(self.named("removed"))
+        number = 0
+        while len(names) < count:
+            if (name := f"w{number}") not in self._members:
+                names.append(name)
+            number += 1
+        for name in names[:count]:
+            member = self._members.setdefault(name, Member(name))
+            member.state, member.start_at_s = "absent", now
+        return tuple(names[:count])
+
+    @property
+    def room(self) -> int:
+        """How many workers may be added."""
+        most = max(self._config.max_workers, self._config.workers)
+        return max(0, most - (len(self._members) - len(self.named("removed", "given_up"))))
+
     def find_hung(self, now: float) -> dict[str, str]:
         """Name -> why it counts as hung; a doomed one is not named again."""
         config, found = self._config, {}
         for member in self._members.values():
             silent_s = now - member.heard_s
-            if member.doomed or member.state in ("absent", "given_up"):
+            if member.doomed or member.state in GONE:
                 continue
             if member.state == "starting":
                 if silent_s > config.start_timeout_s:
@@ -258,7 +280,9 @@ class Membership:
         rows = msgspec.msgpack.decode(data, type=list[tuple[str, int, State, float, list[Failure], str, int]])
         for name, incarnation, state, start_at_s, failures, doomed, last_round in rows:
             if name not in self._members:
-                continue
+                if state == "removed" or not self.room:
+                    continue
+                self._members[name] = Member(name)
             if all_dead:
                 self._members[name].incarnation = incarnation
                 continue

@@ -6,8 +6,6 @@ changes nothing. The wire format is msgpack of these tagged structures; nothing 
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 
 from shoestring.base.units import format_bytes
@@ -41,7 +39,8 @@ class Join(Message, frozen=True):
 
     `step`: applied steps of the state it holds, -1 if none; `last_round`: the newest round it was
     given (-1: none), so that a repeated request and a broken round can be told apart; `problem`:
-    why it left that round; `held`: its shards, None where it holds all of the state.
+    why it left that round; `held`: its shards, None where it holds all of the state; `micro_batch`: samples
+    that it takes in one pass where nothing else is decided (0: all).
     """
 
     worker: str
@@ -50,14 +49,15 @@ class Join(Message, frozen=True):
     last_round: int = -1
     problem: str = ""
     held: Held | None = None
+    micro_batch: int = 0
 
 
 class StepReport(Message, frozen=True):
     """What one worker did in one step.
 
-    `samples` positions used; `compute_s` its own work without waiting for others (the batch
-    processing time); `exchange_s` time in collectives; `metrics` and `counts` (what is summed up to
-    rates, e.g. tokens): of the whole global batch, equal on every worker.
+    `samples` positions used, in `passes` forward and backward passes; `compute_s` its own work without
+    waiting for others (the batch processing time); `exchange_s` time in collectives; `metrics` and `counts`
+    (what is summed up to rates, e.g. tokens): of the whole global batch, equal on every worker.
     """
 
     samples: int
@@ -66,6 +66,7 @@ class StepReport(Message, frozen=True):
     memory_bytes: int = 0
     metrics: dict[str, float] = {}
     counts: dict[str, float] = {}
+    passes: int = 1
 
 
 class Next(Message, frozen=True):
@@ -89,6 +90,18 @@ class Failed(Message, frozen=True):
     round_id: int
     step: int
     failures: tuple[tuple[int, str], ...]
+
+
+class OutOfMemory(Message, frozen=True):
+    """A pass over `samples` samples does not fit into this worker's memory. It leaves the round, in which
+    nothing of the step was applied."""
+
+    worker: str
+    incarnation: int
+    round_id: int
+    step: int
+    samples: int
+    error: str
 
 
 class Saved(Message, frozen=True):
@@ -247,18 +260,20 @@ class Round(Message, frozen=True):
 class Order(Message, frozen=True):
     """One step of one worker.
 
-    `ranges`: half-open ranges of positions; `batch`: positions of the whole global batch; `largest`: of
-    the largest part that a member has, so that all can make the same number of micro-steps;
-    `progress`: share of the run that is over, in [0, 1]; `actions`: what the agent applies
-    before the step.
+    `ranges`: half-open ranges of positions; `batch`: positions of the whole global batch; `progress`: share
+    of the run that is over, in [0, 1]; `micro_batch`: samples of one pass of this worker (0: all); `passes`:
+    the most that a member makes, so that all can make the same number where passes have collectives in
+    them; `lr_factor`: on the schedule's learning rate. All of it holds for this step alone, so whoever
+    comes later misses nothing.
     """
 
     step: int
     ranges: tuple[tuple[int, int], ...]
     batch: int
     progress: float
-    actions: tuple[dict[str, Any], ...] = ()
-    largest: int = 0
+    micro_batch: int = 0
+    passes: int = 0
+    lr_factor: float = 1.0
 
 
 class Save(Message, frozen=True):
@@ -356,6 +371,7 @@ Request = (
     Join
     | Next
     | Failed
+    | OutOfMemory
     | Saved
     | Recovered
     | BadCheckpoint

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from shoestring.fleet.messages import Held, Order, Round, Saved, StepReport
+from shoestring.fleet.rendezvous import Table
 
 
 @dataclass
@@ -49,8 +50,7 @@ class RoundState:
     saving: Saving | None = None
     saved: dict[int, bool] = field(default_factory=dict)
     closing: str = ""
-    kv: dict[str, bytes] = field(default_factory=dict)
-    kv_once: set[str] = field(default_factory=set)
+    table: Table = field(default_factory=Table)
 
     def message(self, name: str) -> Round:
         """What the member `name` is told about this round."""

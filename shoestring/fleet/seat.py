@@ -80,11 +80,15 @@ class Seat:
         finally:
             self._pulse.enter("idle", self._clock.now())
 
-    def join(self, step: int, problem: str = "", held: m.Held | None = None) -> m.Round | m.Stop:
+    def join(
+        self, step: int, problem: str = "", held: m.Held | None = None, micro_batch: int = 0
+    ) -> m.Round | m.Stop:
         """Wait for a round; `step` is that of the state held (-1: none), `held` which shards of it (None:
-        all)."""
+        all), `micro_batch` what this worker takes in one pass."""
         self._pulse.step = step
-        reply = self._poll(m.Join(self.name, self.incarnation, step, self._last_round, problem, held))
+        reply = self._poll(
+            m.Join(self.name, self.incarnation, step, self._last_round, problem, held, micro_batch)
+        )
         if isinstance(reply, m.Round):
             self._last_round = reply.round_id
             return reply
@@ -99,6 +103,15 @@ class Seat:
         self._pulse.step = step
         reply = self._poll(m.Next(self.name, self.incarnation, round_id, step, report))
         return reply if isinstance(reply, (m.Order, m.Save)) else _expect(reply, m.Stop)
+
+    def out_of_memory(self, round_id: int, step: int, samples: int, error: str) -> None:
+        """Report that a pass over so many samples does not fit; on return the next ones are smaller.
+
+        Raises:
+            RoundOver: as above.
+        """
+        request = m.OutOfMemory(self.name, self.incarnation, round_id, step, samples, error)
+        _expect(self._poll(request), m.Ack)
 
     def failed(self, round_id: int, step: int, failures: tuple[tuple[int, str], ...]) -> None:
         """Report samples that cannot be used; on return the ledger knows.

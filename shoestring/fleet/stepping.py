@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections import deque
 
 from shoestring.base.errors import CheckpointError
-from shoestring.control.controller import Controller
-from shoestring.control.monitor import Monitor
-from shoestring.control.policies import split
 from shoestring.data.store import DurableLedger
 from shoestring.fleet import messages as m
 from shoestring.fleet import pace
@@ -15,6 +12,7 @@ from shoestring.fleet.checkpoints import Keeper, Manifest
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.rounds import RoundState, Saving, StepPlan
+from shoestring.fleet.steering import Steering
 
 RETRY_S = 0.01
 RATE_STEPS = 20
@@ -29,16 +27,14 @@ class Stepper:
         ledger: DurableLedger,
         keeper: Keeper,
         log: Log,
-        monitor: Monitor,
-        controller: Controller,
+        steering: Steering,
         now: float,
     ) -> None:
         self._config = config
         self._ledger = ledger
         self._keeper = keeper
         self._log = log
-        self._monitor = monitor
-        self._controller = controller
+        self._steering = steering
         self._saved_step, self._saved_s = 0, now  # step 0 can be made again from the seed
         self._recent: deque[tuple[float, dict[str, float]]] = deque(maxlen=RATE_STEPS)
         self.metrics: dict[str, float] = {}
@@ -73,6 +69,8 @@ class Stepper:
         all_here = round_.confirmed() >= step
         end = stop_reason or self._end_reason(kept, step)
         save = end or pace.checkpoint_due(step, now, self._saved_step, self._saved_s, self._config.checkpoint)
+        if self._steering.leaving and not save:
+            save = "a worker leaves, and may hold what no other does"
         if save and step not in round_.saved and step != self._saved_step:
             return self._begin_saving(now, round_, step, save)
         if end or round_.closing:
@@ -174,31 +172,18 @@ class Stepper:
 
     def _plan(self, now: float, round_: RoundState, step: int, kept: Persisted) -> StepPlan:
         share = self.progress(kept, step - 1)
-        self._steer(now, step)
         batch = min(pace.batch_at(share, self._config.pace), self._ledger.counts().todo)
-        parts = split(batch, self._controller.shares)
+        left_s = pace.remaining_s(share, kept.elapsed_s)
+        if closing := self._steering.steer(now, step, batch, left_s):
+            self.close(round_, closing)
+        parts = self._steering.parts(batch)
         orders = {}
         for worker in round_.members:
             lease = self._ledger.lease(now, worker, parts[worker], tag=step) if parts[worker] else None
             ranges = tuple(lease.ranges) if lease else ()
-            orders[worker] = m.Order(step, ranges, batch, share, largest=max(parts.values()))
+            orders[worker] = self._steering.order(step, worker, ranges, parts, share)
         round_.plans[step] = StepPlan(step, orders, parts, now)
         return round_.plans[step]
-
-    def _steer(self, now: float, step: int) -> None:
-        decision = self._controller.decide(now)
-        if decision is None:
-            return
-        shares = {w: round(s, 4) for w, s in self._controller.shares.items()}
-        self._log.append(
-            "decision",
-            step=step,
-            action="adjust_batch" if decision.shares else "none",
-            reason=decision.reason,
-            shares=shares,
-            predicted=decision.predicted,
-            policy=self._config.control.policy,
-        )
 
     def _end_reason(self, kept: Persisted, step: int) -> str:
         if self._ledger.finished:
@@ -219,6 +204,8 @@ class Stepper:
         first = reports[min(reports)]
         self.metrics = dict(first.metrics)
         plan = round_.plans[step] if step in round_.plans else None
+        if plan is not None:
+            self._steering.step_took(step, now - plan.at_s)
         self._recent.append(
             (now, {"samples": float(sum(r.samples for r in reports.values())), **first.counts})
         )
@@ -251,12 +238,3 @@ class Stepper:
         names = self._recent[-1][1]
         later = list(self._recent)[1:]
         return {f"{n}_per_s": sum(c[n] for _, c in later if n in c) / span_s for n in names}
-
-    def speed(self, now: float, name: str) -> dict[str, float | str]:
-        """One worker's batch time (s) and samples per second over the short window."""
-        view = self._monitor.view(now, (name,))[name]
-        return {
-            "batch_time_s": view.short.batch_time_s,
-            "samples_per_s": view.short.samples_per_s,
-            "samples": float(view.last.samples) if view.last else 0.0,
-        }

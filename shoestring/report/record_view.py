@@ -229,7 +229,7 @@ def _stretches(events: tuple[Event, ...], at_s: tuple[float, ...]) -> tuple[Stre
     return tuple(sorted(found, key=lambda stretch: (stretch.from_s, stretch.worker)))
 
 
-_TOLD = ("run", "round", "recovery", "decision", "fault", "checkpoint", "result", "end")
+_TOLD = ("run", "round", "recovery", "decision", "effect", "fault", "checkpoint", "result", "end")
 
 
 def _moments(events: tuple[Event, ...], at_s: tuple[float, ...]) -> tuple[Moment, ...]:

@@ -10,7 +10,7 @@ import torch
 
 from shoestring.base.clock import Clock
 from shoestring.base.errors import CheckpointError
-from shoestring.cluster.strategies import Strategy, fitted
+from shoestring.cluster.strategies import Layout, Strategy, fitted
 from shoestring.fleet import messages as m
 from shoestring.fleet.seat import RoundOver, Seat
 from shoestring.parallel import tensorfiles
@@ -23,8 +23,9 @@ from shoestring.parallel.paro.state import persistent_buffers
 from shoestring.train.config import TrainConfig
 from shoestring.train.state import TrainState, holdings_of
 from shoestring.train.task import Task
+from shoestring.train.waits import TimedExchange
 
-Line = Alone | PlainExchange | RingExchange
+Line = Alone | TimedExchange
 
 
 class Alignment:
@@ -55,6 +56,11 @@ class Alignment:
         self._exchange: Line | None = None
         self._finish: Callable[[], None] | None = None
         self.state = self._fresh()
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that this worker has waited for collectives of the round that it is in."""
+        return self._exchange.waited_s if isinstance(self._exchange, TimedExchange) else 0.0
 
     # --- entering and leaving a round ------------------------------------------------------
 
@@ -123,18 +129,22 @@ class Alignment:
         self.leave()
         if group.size == 1:
             self._exchange = Alone()
-        elif strategy.name == "NNN" and len(set(labels)) == 1:
-            self._exchange = PlainExchange(layout, group.rank)  # no slow link: spare it its own connections
         else:
-            self._exchange = RingExchange(
-                layout,
-                group.rank,
-                group.store,
-                device=self._device,
-                timeout_s=self._config.exchange_timeout_s,
-                strategy=strategy,
-            )
+            # One group has no slow link: it is spared connections of its own.
+            plain = strategy.name == "NNN" and len(set(labels)) == 1
+            line = PlainExchange(layout, group.rank) if plain else self._rings(group, strategy, layout)
+            self._exchange = TimedExchange(line, self._clock)
         return strategy, self._exchange
+
+    def _rings(self, group: Group, strategy: Strategy, layout: Layout) -> RingExchange:
+        return RingExchange(
+            layout,
+            group.rank,
+            group.store,
+            device=self._device,
+            timeout_s=self._config.exchange_timeout_s,
+            strategy=strategy,
+        )
 
     def _lay_out(self, strategy: Strategy, exchange: Line) -> None:
         self.state.lay_out(strategy, exchange, self._config.sharding.dtype, self._config.exchange_dtype)

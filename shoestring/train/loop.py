@@ -18,6 +18,7 @@ from shoestring.fleet.checkpoints import file_checksum
 from shoestring.fleet.seat import RoundOver, Seat
 from shoestring.parallel import tensorfiles
 from shoestring.parallel.group import Group, PeerLostError, form
+from shoestring.parallel.memory import give_back, out_of_memory
 from shoestring.parallel.paro import GradientError
 from shoestring.parallel.paro.optimizer import SharesWork
 from shoestring.train.align import Alignment
@@ -26,6 +27,7 @@ from shoestring.train.exchange import Sums
 from shoestring.train.schedules import factor
 from shoestring.train.state import TrainState
 from shoestring.train.task import LossOut, SampleIds, StepContext, Task
+from shoestring.train.waits import Stopwatch
 
 
 class TrainingError(ShoestringError):
@@ -61,8 +63,7 @@ class Trainer:
         self._device = device
         self._clock = clock
         self._loopback = loopback
-        self._lr_scale = 1.0
-        self._agent = Agent({"adjust_lr": self._adjust_lr})
+        self._agent = Agent(config.micro_batch)
         self._loss = torch.compile(task.loss) if config.compile else task.loss
         strategy = parse_strategy(config.sharding.strategy)
         self._alignment = Alignment(seat, task, config, strategy, device, clock)
@@ -71,7 +72,8 @@ class Trainer:
         """Train until the coordinator says stop; returns its reason."""
         problem, alignment = "", self._alignment
         while True:
-            invitation = self._seat.join(alignment.state.step, problem, alignment.state.held())
+            state = alignment.state
+            invitation = self._seat.join(state.step, problem, state.held(), self._config.micro_batch)
             if isinstance(invitation, m.Stop):
                 return invitation.reason
             try:
@@ -94,7 +96,7 @@ class Trainer:
                 self._save(group, round_, order)
                 report = None
                 continue
-            self._agent.apply(order.actions)
+            self._agent.take(order.micro_batch, order.passes, order.lr_factor)
             report = self._step(group, round_, order)
 
     @property
@@ -102,38 +104,74 @@ class Trainer:
         return self._alignment.state
 
     def _step(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
-        began_s = self._clock.now()
-        context = StepContext(order.step, order.progress, self._config.seed)
-        engine = self._state.sharded.engine
-        engine.clear_gradients()
-        sums = Sums(self._task, self._state.model, self._device)
-        used = 0
-        with self._seat.phase("compute"):
-            turns = self._turns(round_, order)
-            for turn, item in enumerate(turns):
-                # What is exchanged once a step may leave while the last backward pass runs.
-                engine.last = turn + 1 == self._turn_count(order)
-                if item is None:
-                    engine.idle()
-                    continue
-                ids, batch = item
-                sums.add(self._contribute(ids, batch, context))
-                used += len(ids)
-        own_s = self._clock.now() - began_s
+        waited_s = self._alignment.waited_s
+        watch = Stopwatch(self._device, self._clock)
+        sums, used, passes = self._compute(round_, order)
+        watch.stop()
+        waited_s = self._alignment.waited_s - waited_s
+        computed_s = self._clock.now()
         with self._seat.phase("exchange"):
             sums.exchange(group, self._state.sharded)
         exchanged_s = self._clock.now()
         with self._seat.phase("update"):
             shown = self._update(group, sums, order)
         update_s = self._clock.now() - exchanged_s
+        own_s = watch.seconds() - waited_s + update_s
         return m.StepReport(
             samples=used,
-            compute_s=own_s + update_s,
-            exchange_s=exchanged_s - began_s - own_s,
+            compute_s=own_s,
+            exchange_s=exchanged_s - computed_s + waited_s,
             memory_bytes=_memory_bytes(self._device),
             metrics=shown,
             counts=sums.counts(),
+            passes=passes,
         )
+
+    def _compute(self, round_: m.Round, order: m.Order) -> tuple[Sums, int, int]:
+        """All passes of a step: their sums, samples and number.
+
+        Raises:
+            RoundOver: a pass does not fit into memory; the coordinator has been told.
+        """
+        context = StepContext(order.step, order.progress, self._config.seed)
+        engine = self._state.sharded.engine
+        engine.clear_gradients()
+        sums = Sums(self._task, self._state.model, self._device)
+        used = passes = 0
+        too_large, size = "", 0
+        with self._seat.phase("compute"):
+            try:
+                for turn, item in enumerate(self._turns(round_, order)):
+                    # What is exchanged once a step may leave while the last backward pass runs.
+                    engine.last = turn + 1 == self._turn_count(order)
+                    if item is None:
+                        engine.idle()
+                        continue
+                    ids, batch = item
+                    size = len(ids)
+                    sums.add(self._contribute(ids, batch, context))
+                    used, passes = used + size, passes + 1
+            except (RuntimeError, MemoryError) as error:
+                if not out_of_memory(error):
+                    raise
+                too_large = str(error)
+        if too_large:
+            self._shrink(round_, order, size, too_large)
+        return sums, used, max(1, passes)
+
+    def _shrink(self, round_: m.Round, order: m.Order, size: int, error: str) -> None:
+        """Leave the round, for one with smaller passes: gradients are half summed, and others may wait in a
+        collective of the pass."""
+        self._state.sharded.engine.abandon()
+        give_back(self._device)
+        if size <= 1:
+            raise TrainingError(
+                f"step {order.step}: a pass over a single sample does not fit into memory: {error}",
+                "take a smaller model or shorter samples, activation checkpointing, or cut state "
+                "(parallel.strategy)",
+            )
+        self._seat.out_of_memory(round_.round_id, order.step, size, error)
+        raise RoundOver(f"out of memory in a pass of {size} samples")
 
     def _contribute(self, ids: SampleIds, batch: Any, context: StepContext) -> LossOut:
         self._state.sharded.engine.begin()  # the loss may use parameters without calling the model
@@ -153,7 +191,7 @@ class Trainer:
                 f"step {order.step}: loss {sums.loss()}, gradient norm {norm}; nothing was applied",
                 "look at these samples, lower the learning rate, or set train.clip_norm",
             )
-        rate = state.set_rate(self._lr_scale * factor(order.progress, self._config.schedule))
+        rate = state.set_rate(self._agent.lr_factor * factor(order.progress, self._config.schedule))
         if isinstance(state.inner, SharesWork):
             # May meet a lost peer, so it comes before anything is changed.
             state.inner.prepare(group.rank, group.size, group.sum_)
@@ -171,9 +209,7 @@ class Trainer:
     def _turn_count(self, order: m.Order) -> int:
         """Micro-steps of this step: everybody's, where a micro-step has collectives in it."""
         samples = sum(stop - start for start, stop in order.ranges)
-        if self._state.sharded.engine.strategy.name != "NNN":
-            samples = max(samples, order.largest)
-        return -(-samples // self._config.micro_batch)
+        return self._agent.passes_for(samples, self._state.sharded.engine.strategy.name != "NNN")
 
     def _turns(self, round_: m.Round, order: m.Order) -> Iterator[tuple[SampleIds, Any] | None]:
         """This worker's micro-batches, then None for those that only others have."""
@@ -191,12 +227,13 @@ class Trainer:
         ids = np.concatenate([self._locate(start, stop - start) for start, stop in order.ranges])
         at = np.concatenate([np.arange(start, stop) for start, stop in order.ranges])
         failures: dict[int, str] = {}
-        for first in range(0, len(ids), self._config.micro_batch):
-            micro = ids[first : first + self._config.micro_batch]
+        size = self._agent.micro_batch
+        for first in range(0, len(ids), size):
+            micro = ids[first : first + size]
             try:
                 yield micro, self._task.load(micro)
             except SampleError as error:
-                here = at[first : first + self._config.micro_batch]
+                here = at[first : first + size]
                 bad = np.isin(micro, list(error.failures))
                 failures |= {
                     int(p): error.failures[int(i)] for p, i in zip(here[bad], micro[bad], strict=True)
@@ -229,9 +266,6 @@ class Trainer:
             except CheckpointError as problem:
                 error = problem.what
         self._seat.saved(round_.round_id, order.step, files, error)
-
-    def _adjust_lr(self, action: Any) -> None:
-        self._lr_scale = float(action["factor"])
 
 
 def _memory_bytes(device: torch.device) -> int:

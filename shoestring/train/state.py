@@ -37,19 +37,20 @@ class TrainState:
         self.step = self.ready = self.round_id = -1
         self._task = task
         self._device = device
-        torch.manual_seed(seed)
-        self.model: nn.Module = self._build(cut)
+        self.model: nn.Module = self._build(cut, seed)
         self.inner = task.optimizer(self.model)
         for group in self.inner.param_groups:
             group["peak_lr"] = group["lr"]
         self._sharded: ShardedOptimizer | None = None
 
-    def _build(self, cut: bool) -> nn.Module:
+    def _build(self, cut: bool, seed: int) -> nn.Module:
         """The model; one that will be cut is never whole anywhere, where the task can bring it in parts."""
+        torch.manual_seed(seed)
         if cut:
             model = self._task.build(torch.device("meta"))
             if self._task.parallel_layout(model).initial is not None:
                 return model
+            torch.manual_seed(seed)  # a task that heeds no device has drawn its weights already
         return self._task.build(self._device).to(self._device)
 
     @property

@@ -53,3 +53,51 @@ def test_the_running_sums_equal_the_sums_over_the_window(steps: list[tuple[float
     short = monitor.view(now, ("w0",))["w0"].short
     assert (short.reports, short.samples) == (len(inside), sum(entry[1] for entry in inside))
     assert short.compute_s == pytest.approx(sum(entry[2] for entry in inside))
+
+
+def test_slices_are_the_same_stretches_of_time_for_all() -> None:
+    monitor = Monitor(10.0, 60.0)
+    for at_s in range(60):
+        monitor.observe(float(at_s), "w0", 10, 1.0)
+        if at_s >= 30:
+            monitor.observe(float(at_s), "w1", 10, 4.0)
+    view = monitor.view(60.0, ("w0", "w1", "w2"))
+    assert [part.samples_per_s for part in view["w0"].slices] == [10.0] * 6
+    assert [part.reports for part in view["w1"].slices] == [0, 0, 0, 10, 10, 10]
+    assert view["w2"].slices == ()
+    assert [part.reports for part in monitor.view(75.0, ("w0",))["w0"].slices] == [10] * 5 + [0]
+
+
+def test_the_scatter_of_reports_is_the_error_of_the_mean() -> None:
+    monitor = Monitor(100.0, 100.0)
+    for at_s, took_s in enumerate((0.9, 1.1, 0.9, 1.1)):
+        monitor.observe(float(at_s), "w0", 10, took_s)
+    error = monitor.view(4.0, ("w0",))["w0"].short.error
+    assert error == pytest.approx(0.1 * (4 / 3) ** 0.5 / 4**0.5)
+
+
+@given(
+    st.floats(0.0, 2.0),
+    st.floats(0.01, 1.0),
+    st.lists(st.tuples(st.integers(1, 4), st.integers(1, 40)), min_size=2),
+)
+def test_the_cost_of_a_pass_is_found_again(
+    start_s: float, per_sample_s: float, steps: list[tuple[int, int]]
+) -> None:
+    monitor = Monitor(10.0, 1000.0)
+    for passes, samples in steps:
+        monitor.observe(0.0, "w0", samples, start_s * passes + per_sample_s * samples, passes)
+    cost = monitor.view(0.0, ("w0",))["w0"].cost
+    assert cost is not None
+    if cost.sure:
+        assert (cost.start_s, cost.per_sample_s) == pytest.approx((start_s, per_sample_s), rel=1e-6, abs=1e-6)
+    else:
+        assert cost.start_s == 0.0
+
+
+def test_passes_of_one_size_cannot_tell_the_terms_apart() -> None:
+    monitor = Monitor(10.0, 1000.0)
+    for _ in range(5):
+        monitor.observe(0.0, "w0", 16, 1.0 + 0.1 * 16)
+    cost = monitor.view(0.0, ("w0",))["w0"].cost
+    assert cost is not None and not cost.sure and cost.of(16) == pytest.approx(2.6)

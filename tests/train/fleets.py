@@ -10,7 +10,7 @@ import torch
 from shoestring.base.clock import SystemClock
 from shoestring.cluster.strategies import parse_strategy
 from shoestring.control.controller import ControlConfig
-from shoestring.control.policies import PolicyOptions
+from shoestring.control.decisions import PolicyOptions
 from shoestring.data.ledger import LedgerSpec
 from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig
 from shoestring.fleet.inprocess import run_inprocess
@@ -28,24 +28,42 @@ TASKS = "tests.train.tasks"
 
 
 def make_launch(
-    run_dir: Path, task: str, settings: dict[str, Any], samples: int, *, workers: int = 1, batch: int = 32,
-    steps: int = 0, epochs: int = 1, shares: dict[str, float] | None = None, train: TrainConfig | None = None,
-    checkpoint: CheckpointConfig | None = None, members: dict[str, Any] | None = None,
+    run_dir: Path,
+    task: str,
+    settings: dict[str, Any],
+    samples: int,
+    *,
+    workers: int = 1,
+    batch: int = 32,
+    steps: int = 0,
+    epochs: int = 1,
+    shares: dict[str, float] | None = None,
+    train: TrainConfig | None = None,
+    checkpoint: CheckpointConfig | None = None,
+    members: dict[str, Any] | None = None,
+    control: ControlConfig | None = None,
 ) -> Launch:
     """A launch of `tests.train.tasks:task`."""
-    control = ControlConfig(
-        policy="fixed" if shares else "even", interval_s=0.0, options=PolicyOptions(fixed=shares or {})
+    control = control or ControlConfig(
+        policy="fixed" if shares else "none", interval_s=0.0, options=PolicyOptions(fixed=shares or {})
     )
     fleet = FleetConfig(
-        members=MemberConfig(workers=workers, heartbeat_s=0.2, join_grace_s=20.0, **(members or {})),
+        members=MemberConfig(
+            **{"workers": workers, "heartbeat_s": 0.2, "join_grace_s": 20.0} | (members or {})
+        ),
         pace=PaceConfig(steps=steps, batch=batch),
         checkpoint=checkpoint or CheckpointConfig(every_s=0.0),
         control=control,
     )
     train = train or TrainConfig(clip_norm=0.0)
     ledger = LedgerSpec(samples=samples, epochs=epochs, seed=train.seed, shuffle="samples")
-    order = {"samples": samples, "epochs": epochs, "seed": train.seed, "shuffle": "samples",
-             "shard_size": ledger.shard_size}
+    order = {
+        "samples": samples,
+        "epochs": epochs,
+        "seed": train.seed,
+        "shuffle": "samples",
+        "shard_size": ledger.shard_size,
+    }
     payload = TrainPayload(f"{TASKS}:{task}", settings, train.model_dump(), order)
     return Launch(run_dir, fleet, ledger, ENTRY, payload.encode())
 

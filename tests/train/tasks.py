@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,28 @@ class CountingTask(BaseTask):
     def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
         assert isinstance(model, Vector)
         return LossOut(-model.counts[batch].sum(), float(len(ids)))
+
+
+class HungryTask(CountingTask):
+    """Samples of the upper half need `sample_bytes` of memory each, in a process that may have `room_bytes`
+    more than when the model was built; so passes fail, the first of a step or a later one."""
+
+    def __init__(self, samples: int, sample_bytes: int, room_bytes: int) -> None:
+        super().__init__(samples)
+        self._sample_bytes = sample_bytes
+        self._room_bytes = room_bytes
+
+    def build(self, device: torch.device) -> nn.Module:
+        model = super().build(device)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        most = pages * resource.getpagesize() + self._room_bytes
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+        return model
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        hungry = int((ids >= self.samples // 2).sum())
+        torch.empty(hungry * self._sample_bytes, dtype=torch.uint8)
+        return super().loss(model, batch, ids, context)
 
 
 class RegressionTask(BaseTask):
@@ -179,6 +202,11 @@ class GenerateThenLearn(BaseTask):
 def counting(settings: dict[str, Any], run_dir: Path) -> CountingTask:
     """Maker for workers."""
     return CountingTask(settings["samples"], tuple(settings.get("poison", ())))
+
+
+def hungry(settings: dict[str, Any], run_dir: Path) -> HungryTask:
+    """Maker for workers."""
+    return HungryTask(**settings)
 
 
 def regression(settings: dict[str, Any], run_dir: Path) -> RegressionTask:

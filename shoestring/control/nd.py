@@ -1,0 +1,126 @@
+"""The policy for machines that others use too (source: AntDT, arXiv 2404.09679, ND)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from bisect import bisect_left
+
+from shoestring.control.decisions import AdjustBatch, ControlState, Decision, PolicyOptions, Restart
+from shoestring.control.gains import told_speeds, with_lr, worth
+
+SEEN = 0.5
+"""Part of the others that must have been seen in a slice of the long window, to say what is usual."""
+NO_BETTER = 1.2
+"""Who is not that many times faster than before its last restart has not been helped by it."""
+
+
+def nd(now: float, state: ControlState, options: PolicyOptions) -> Decision:
+    """Batches in proportion to speed, and a new start for who stays slow.
+
+    Transient: minimise max_i(b_i / v_i) subject to sum b_i = B gives b_i = B v_i / sum v, with v_i the
+    samples per second of the short window. Persistent: a worker that is slow in the whole long window is
+    restarted, with a cap and a cool-down (AntDT, ND). By speed and not by batch time, which is equal as soon
+    as the split is right. Thresholds, the slices of the long window and the weighing of a restart against
+    what is left of the run are ours.
+    """
+    return _restart(now, state, options) or with_lr(_proportional(state, options), state, options)
+
+
+def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
+    views, shares = state.workers, state.shares
+    known = {w: v.short.samples_per_s for w, v in views.items() if v.short.reports >= options.min_reports}
+    if len(views) < 2 or not known:
+        return Decision((), f"speeds known of {len(known)} of {len(views)} workers: too few to compare")
+    mean = sum(known.values()) / len(known)
+    speeds = {worker: known[worker] if worker in known else mean for worker in views}
+    total = sum(speeds.values())
+    wanted = _floored({w: v / total for w, v in speeds.items()}, options.min_share / len(views))
+    now_s = max(shares[w] / speeds[w] for w in views)
+    then_s = max(wanted[w] / speeds[w] for w in views)
+    gain, least = 1.0 - then_s / now_s, worth((views[w].short for w in known), options)
+    predicted = {"step_time_ratio": then_s / now_s}
+    if gain < least:
+        reason = f"a new split would save {gain:.1%} of the compute time, below {least:.1%}"
+        return Decision((), reason, predicted)
+    reason = f"samples per second {told_speeds(speeds)}: split by speed saves {gain:.1%} of the compute time"
+    return Decision((AdjustBatch(wanted),), reason, predicted)
+
+
+def _floored(shares: dict[str, float], floor: float) -> dict[str, float]:
+    """Raise shares below `floor` to it and take what that costs from the others in proportion."""
+    low: set[str] = set()
+    while True:
+        rest = sum(share for w, share in shares.items() if w not in low)
+        left = 1.0 - floor * len(low)
+        raised = {w: floor if w in low else share * left / rest for w, share in shares.items()}
+        # Paying for the others may push one more below the floor; each turn fixes at least one.
+        below = {w for w, share in raised.items() if share < floor}
+        if not below - low:
+            return raised
+        low |= below
+
+
+def _restart(now: float, state: ControlState, options: PolicyOptions) -> Decision | None:
+    """A new start for the slowest of those that are slow for good, where it pays."""
+    slow = {name: ratio for name, ratio in _slowness(state, options).items() if ratio > options.slow_factor}
+    for name in sorted(slow, key=lambda one: (-slow[one], one)):
+        if not _may_help(now, name, state, options):
+            continue
+        speeds = {w: v.long.samples_per_s for w, v in state.workers.items()}
+        others = statistics.median(v for w, v in speeds.items() if w != name)
+        ratio = sum(speeds.values()) / (sum(speeds.values()) - speeds[name] + others)
+        cost_s = state.restart_s or options.restart_cost_s
+        saved_s = state.remaining_s * (1.0 - ratio)
+        if saved_s <= cost_s:
+            continue
+        saves = "much of what is left" if math.isinf(saved_s) else f"{saved_s:.0f} s of what is left"
+        return Decision(
+            (Restart(name),),
+            f"{name} has been at least {slow[name]:.1f} times slower than the others all through the long "
+            f"window: a new start costs some {cost_s:.0f} s and may save {saves}",
+            {"step_time_ratio": ratio},
+        )
+    return None
+
+
+def _may_help(now: float, name: str, state: ControlState, options: PolicyOptions) -> bool:
+    before = state.restarts[name] if name in state.restarts else ()
+    if len(before) >= options.max_restarts:
+        return False
+    if not before:
+        return True
+    speed = state.workers[name].long.samples_per_s
+    return now - before[-1].at_s >= options.cooldown_s and speed >= NO_BETTER * before[-1].samples_per_s
+
+
+def _slowness(state: ControlState, options: PolicyOptions) -> dict[str, float]:
+    """Worker -> how many times slower than the median of the others, in the slice where that is the least;
+    only workers that were seen in every slice, as most others were."""
+    names = [
+        name
+        for name, view in state.workers.items()
+        if view.slices and min(s.reports for s in view.slices) >= options.min_reports
+    ]
+    if not names or len(state.workers) < 2:
+        return {}
+    found = dict.fromkeys(names, math.inf)
+    for place in range(len(state.workers[names[0]].slices)):
+        slices = [view.slices[place] for view in state.workers.values() if len(view.slices) > place]
+        speeds = sorted(one.samples_per_s for one in slices if one.reports)
+        if len(speeds) - 1 < max(1.0, SEEN * (len(state.workers) - 1)):
+            return {}
+        for name in names:
+            own = state.workers[name].slices[place].samples_per_s
+            found[name] = min(found[name], _median_without(speeds, own) / own)
+    return found
+
+
+def _median_without(ordered: list[float], own: float) -> float:
+    """Median of the ordered values but for one that equals `own`."""
+    at, left = bisect_left(ordered, own), len(ordered) - 1
+
+    def value(place: int) -> float:
+        return ordered[place if place < at else place + 1]
+
+    return (value((left - 1) // 2) + value(left // 2)) / 2
