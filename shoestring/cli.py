@@ -85,6 +85,9 @@ SIM_OPTIONS = (
         ["--seeds"], type=click.IntRange(min=1), default=1000, show_default=True, help="How many worlds."
     ),
     click.Option(["--seed"], type=int, default=None, help="Replay this one world instead."),
+    click.Option(
+        ["--policy"], default="", help="Check and measure this policy (or yours: module:function) instead."
+    ),
 )
 PROBE_OPTIONS = (
     click.Option(

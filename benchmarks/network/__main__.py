@@ -106,7 +106,7 @@ def _write(parts: dict[str, Any], quick: bool, last: bool) -> None:
 def _plain(value: Any) -> Any:
     """The same without this machine's folders, which errors and the run record name."""
     if isinstance(value, str):
-        return value.replace(str(ROOT), ".").replace(tempfile.gettempdir(), "TMP")
+        return value.replace(str(ROOT), ".").replace(f"{tempfile.gettempdir()}/", "TMP/")
     if isinstance(value, dict):
         return {key: _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):

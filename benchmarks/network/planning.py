@@ -101,7 +101,8 @@ def measure(quick: bool) -> dict[str, Any]:
         "raw": [row for cell in [*fitted_on, *cells] for row in cell.found.rows],
         "failed": {f"{c.model} s={c.accumulation} {c.rate}": c.found.failed for c in [*fitted_on, *cells]},
     }
-    return {"samples": samples, "figures": figures, "flags": {"length": LENGTH, "near": NEAR, "turns": TURNS, "turn_s": TURN_S}}
+    flags = {"length": LENGTH, "near": NEAR, "turns": TURNS, "turn_s": TURN_S}
+    return {"samples": samples, "figures": figures, "flags": flags}
 
 
 def survey_of(place: Place) -> Cluster:

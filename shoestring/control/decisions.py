@@ -132,7 +132,7 @@ class PolicyOptions(Config):
     Attributes:
         min_reports: reports in the short window before a worker's speed is believed.
         min_gain: predicted share of the step time that a change must save.
-        sure: a change must save so many standard errors of what it goes by, too, or noise would be followed.
+        sure: so many times more than what noise is expected to feign must be saved, too.
         min_share: no worker gets less than this part of an even share.
         fixed: worker -> part of the global batch, for the policy of that name; parts are scaled to sum to 1.
         slow_factor: so many times slower than the median of the others, in each slice of the long window, is
@@ -148,7 +148,7 @@ class PolicyOptions(Config):
 
     min_reports: int = Field(default=2, ge=1)
     min_gain: float = 0.03
-    sure: float = 2.0
+    sure: float = 1.5
     min_share: float = Field(default=0.05, ge=0.0, lt=1.0)
     fixed: dict[str, float] = {}
     slow_factor: float = Field(default=2.0, gt=1.0)

@@ -13,8 +13,15 @@ SHOWN = 8
 
 
 def worth(windows: Iterable[WindowView], options: PolicyOptions) -> float:
-    """The gain that a change has to promise: what the settings ask for, and more than noise can feign."""
-    return max(options.min_gain, options.sure * max((window.error for window in windows), default=0.0))
+    """The gain that a change has to promise: what the settings ask for, and more than noise can feign.
+
+    A step waits for its slowest worker, so noise shows as the largest of n errors: for normal ones that is
+    some sqrt(2 ln n) of them. One more, as the split in force goes back to a measurement with errors too.
+    """
+    errors = [window.error for window in windows]
+    if not errors:
+        return options.min_gain
+    return max(options.min_gain, options.sure * max(errors) * (1.0 + math.sqrt(2.0 * math.log(len(errors)))))
 
 
 def with_lr(decision: Decision, state: ControlState, options: PolicyOptions) -> Decision:

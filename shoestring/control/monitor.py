@@ -10,7 +10,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 
-SLICES = 6
+SLICES = 12
 """A worker is slow for long where it is slow in each such part of the long window: a burst is not."""
 TELLING = 0.005
 """Share of the spread of batch sizes below which passes and samples cannot be told apart (1 - cos²)."""
@@ -32,12 +32,14 @@ class WindowView:
     """A worker over one window: reports, samples, seconds; rates are 0 where nothing was seen.
 
     `error`: relative standard error of the mean time per sample, as reports scatter; 0 below two of them.
+    `quickest_s`: least seconds per sample of a report (of slices only).
     """
 
     reports: int
     samples: int
     compute_s: float
     error: float = 0.0
+    quickest_s: float = math.inf
 
     @property
     def samples_per_s(self) -> float:
@@ -165,7 +167,10 @@ class Slices:
         if self._sums and self._sums[-1][0] == index:
             _, before = self._sums.pop()
         sums = WindowView(
-            before.reports + 1, before.samples + seen.samples, before.compute_s + seen.compute_s
+            before.reports + 1,
+            before.samples + seen.samples,
+            before.compute_s + seen.compute_s,
+            quickest_s=min(before.quickest_s, seen.compute_s / seen.samples),
         )
         self._sums.append((index, sums))
 

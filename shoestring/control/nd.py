@@ -95,24 +95,30 @@ def _may_help(now: float, name: str, state: ControlState, options: PolicyOptions
 
 
 def _slowness(state: ControlState, options: PolicyOptions) -> dict[str, float]:
-    """Worker -> how many times slower than the median of the others, in the slice where that is the least;
-    only workers that were seen in every slice, as most others were."""
-    names = [
-        name
-        for name, view in state.workers.items()
-        if view.slices and min(s.reports for s in view.slices) >= options.min_reports
-    ]
-    if not names or len(state.workers) < 2:
+    """Worker -> how many times slower than the median of the others, where that is the least: by its quickest
+    report in each slice, and by its newest one. Who has bursts of slowness has quick reports between them.
+    Only workers that were seen in every slice, as most others were."""
+    views, found = state.workers, {}
+    for name, view in views.items():
+        if (
+            view.last is not None
+            and view.slices
+            and min(s.reports for s in view.slices) >= options.min_reports
+        ):
+            found[name] = math.inf
+    if not found or len(views) < 2:
         return {}
-    found = dict.fromkeys(names, math.inf)
-    for place in range(len(state.workers[names[0]].slices)):
-        slices = [view.slices[place] for view in state.workers.values() if len(view.slices) > place]
-        speeds = sorted(one.samples_per_s for one in slices if one.reports)
-        if len(speeds) - 1 < max(1.0, SEEN * (len(state.workers) - 1)):
+    columns = [
+        {name: view.slices[place].quickest_s for name, view in views.items() if len(view.slices) > place}
+        for place in range(len(views[next(iter(found))].slices))
+    ]
+    columns.append({n: v.last.compute_s / v.last.samples for n, v in views.items() if v.last is not None})
+    for column in columns:
+        ordered = sorted(value for value in column.values() if value < math.inf)
+        if len(ordered) - 1 < max(1.0, SEEN * (len(views) - 1)):
             return {}
-        for name in names:
-            own = state.workers[name].slices[place].samples_per_s
-            found[name] = min(found[name], _median_without(speeds, own) / own)
+        for name in found:
+            found[name] = min(found[name], column[name] / _median_without(ordered, column[name]))
     return found
 
 

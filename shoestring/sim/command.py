@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import sys
 
+from shoestring.sim.policies import sim_policy
 from shoestring.sim.run import Coverage, run_sims
 from shoestring.sim.scenario import SimOptions
 
+POLICY_SEEDS = 20
 SHOWN = (
     ("events on the virtual clock", ("events",)),
     ("messages handled", ("messages",)),
@@ -32,17 +34,20 @@ SHOWN = (
 )
 
 
-def sim(seeds: int, seed: int | None, as_json: bool) -> int:
+def sim(seeds: int, seed: int | None, policy: str, as_json: bool) -> int:
     """Simulate.
 
     Args:
         seeds: how many, from 0 on.
         seed: replay this one only, with its last events.
+        policy: hold this one to its contract instead, over at most `POLICY_SEEDS` seeds.
         as_json: print one JSON object.
 
     Returns:
         Exit code: 0, or 1 when a promise was broken.
     """
+    if policy:
+        return sim_policy(policy, min(seeds, POLICY_SEEDS), as_json)
     chosen = range(seeds) if seed is None else range(seed, seed + 1)
     live = sys.stderr.isatty() and not as_json and seed is None
     coverage = run_sims(chosen, SimOptions(), on_seed=_Progress(len(chosen)) if live else None)

@@ -11,9 +11,9 @@ from shoestring.control.monitor import SLICES, Cost, Seen, WindowView, WorkerVie
 
 def window(speed: float, reports: int = 20, error: float = 0.0) -> WindowView:
     """A window in which a worker did `speed` samples a second, 10 samples a report."""
-    return (
-        WindowView(reports, 10 * reports, 10 * reports / speed, error) if reports else WindowView(0, 0, 0.0)
-    )
+    if not reports:
+        return WindowView(0, 0, 0.0)
+    return WindowView(reports, 10 * reports, 10 * reports / speed, error, 1 / speed)
 
 
 def seen(

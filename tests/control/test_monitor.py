@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoestring.control.monitor import Monitor
+from shoestring.control.monitor import SLICES, Monitor
 
 
 def test_the_short_window_forgets_and_the_long_one_remembers() -> None:
@@ -62,10 +62,10 @@ def test_slices_are_the_same_stretches_of_time_for_all() -> None:
         if at_s >= 30:
             monitor.observe(float(at_s), "w1", 10, 4.0)
     view = monitor.view(60.0, ("w0", "w1", "w2"))
-    assert [part.samples_per_s for part in view["w0"].slices] == [10.0] * 6
-    assert [part.reports for part in view["w1"].slices] == [0, 0, 0, 10, 10, 10]
+    assert [part.samples_per_s for part in view["w0"].slices] == [10.0] * SLICES
+    assert [part.reports for part in view["w1"].slices] == [0] * 6 + [5] * 6
     assert view["w2"].slices == ()
-    assert [part.reports for part in monitor.view(75.0, ("w0",))["w0"].slices] == [10] * 5 + [0]
+    assert [part.reports for part in monitor.view(75.0, ("w0",))["w0"].slices] == [5] * 9 + [0] * 3
 
 
 def test_the_scatter_of_reports_is_the_error_of_the_mean() -> None:
