@@ -3,12 +3,16 @@ AntDT; effects, and what happens to a policy that fails, are ours)."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import math
 import statistics
+import sys
 import traceback
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from pydantic import Field
 
@@ -104,7 +108,8 @@ def policy_named(name: str) -> Policy:
             f"take one of {', '.join(POLICIES)}, or name your own function as my_module:my_function",
         )
     try:
-        found = getattr(importlib.import_module(module), function)
+        with _beside():
+            found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
             f"the policy {name!r} cannot be loaded: {error}",
@@ -116,6 +121,17 @@ def policy_named(name: str) -> Policy:
         )
     policy: Policy = found
     return policy
+
+
+@contextlib.contextmanager
+def _beside() -> Iterator[None]:
+    """Modules in the folder that the program was started in are found too, after all others."""
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 class Controller:

@@ -21,6 +21,7 @@ from shoestring.base.errors import ConfigError, RunError, ShoestringError
 from shoestring.base.record import RunRecord, read_events
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
 from shoestring.cluster.workers import Plan
+from shoestring.control.controller import policy_named
 from shoestring.data.ledger import LedgerSpec
 from shoestring.data.shuffle import Shuffle
 from shoestring.fleet.config import FleetConfig
@@ -189,6 +190,7 @@ def _go(job: Job, about: About, run_dir: Path, clock: Clock, view: View, resumed
 
 def _run(job: Job, run_dir: Path, clock: Clock, view: View, record: RunRecord) -> Outcome:
     config = job.config
+    policy_named(config.fleet.control.policy)  # preparing data may take long; a wrong name shows at once
     prepared = job.prepare(run_dir, view.say)
     record.append("data", **prepared.facts)
     record.append("plan", **prepared.plan.model_dump())
