@@ -50,21 +50,21 @@ class CountingTask(BaseTask):
 
 class HungryTask(CountingTask):
     """Samples of the upper half need `sample_bytes` of memory each, in a process that may have `room_bytes`
-    more than when the model was built; so passes fail, the first of a step or a later one."""
+    more than before its first pass; so passes fail, the first of a step or a later one. For worker processes
+    only: the limit stays."""
 
     def __init__(self, samples: int, sample_bytes: int, room_bytes: int) -> None:
         super().__init__(samples)
         self._sample_bytes = sample_bytes
         self._room_bytes = room_bytes
-
-    def build(self, device: torch.device) -> nn.Module:
-        model = super().build(device)
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        most = pages * resource.getpagesize() + self._room_bytes
-        resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
-        return model
+        self._limited = False
 
     def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        if not self._limited:
+            self._limited = True
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            most = pages * resource.getpagesize() + self._room_bytes
+            resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
         hungry = int((ids >= self.samples // 2).sum())
         torch.empty(hungry * self._sample_bytes, dtype=torch.uint8)
         return super().loss(model, batch, ids, context)

@@ -136,7 +136,7 @@ def test_a_pass_that_does_not_fit_is_halved_and_its_samples_count_once(
 def test_a_single_sample_that_does_not_fit_ends_the_run_with_advice(tmp_path: Path) -> None:
     settings = {"samples": 40, "sample_bytes": 4_000_000_000, "room_bytes": 2_500_000_000}
     train = TrainConfig(clip_norm=0.0, micro_batch=2, schedule=STEADY)
-    launch = make_launch(tmp_path, "hungry", settings, 40, batch=4, train=train)
+    launch = make_launch(tmp_path, "hungry", settings, 40, workers=2, batch=8, train=train)
     outcome = run(launch)
     assert outcome.status == "failed"
     assert (
