@@ -205,6 +205,21 @@ class Lab:
             )
         self._quotas.set(host, cores)
 
+    def adopt(self, host: int, pid: int) -> None:
+        """Let a process that was started elsewhere, with all its threads, share the cores of a host.
+
+        Raises:
+            LabError: there is no cpu controller here, or no such process.
+        """
+        if self._quotas is None:
+            raise LabError("no cgroup with a cpu controller is mounted", "mount one (version 1 or 2)")
+        try:
+            self._quotas.processes(host).write_text(str(pid))
+        except OSError as error:
+            raise LabError(
+                f"process {pid} cannot be moved to host {host}: {error.strerror}", "it may have ended"
+            ) from error
+
     def partition(self, *groups: Sequence[int]) -> None:
         """Cut the network between groups of hosts, silently; hosts in no group reach everybody.
 

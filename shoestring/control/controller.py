@@ -52,7 +52,7 @@ class ControlConfig(Config):
     """
 
     policy: str = "nd"
-    interval_s: float = 5.0
+    interval_s: float = 2.0
     short_window_s: float = Field(default=15.0, gt=0.0)
     long_window_s: float = Field(default=300.0, gt=0.0)
     options: PolicyOptions = PolicyOptions()

@@ -101,9 +101,9 @@ def test_answers_before_the_flush_are_found() -> None:
 
 
 def test_the_command_prints_what_was_covered(capsys: pytest.CaptureFixture[str]) -> None:
-    assert sim(3, None, as_json=False) == 0
+    assert sim(3, None, "", as_json=False) == 0
     assert "3 seeds kept every promise" in capsys.readouterr().out
-    assert sim(3, None, as_json=True) == 0
+    assert sim(3, None, "", as_json=True) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["seeds"] == 3 and shown["violation"] is None and shown["seen"]["messages"] > 0
 
@@ -112,9 +112,9 @@ def test_the_command_prints_the_seed_that_failed_and_its_last_events(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     MUTATIONS[0](monkeypatch)
-    assert sim(50, None, as_json=True) == 1
+    assert sim(50, None, "", as_json=True) == 1
     broken = json.loads(capsys.readouterr().out)["violation"]
     assert broken["tail"]
-    assert sim(1, broken["seed"], as_json=False) == 1
+    assert sim(1, broken["seed"], "", as_json=False) == 1
     text = capsys.readouterr().out
     assert f"seed {broken['seed']} breaks a promise" in text and broken["what"] in text

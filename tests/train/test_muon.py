@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from shoestring.models.moe_lm.config import TINY
 from shoestring.models.moe_lm.model import MoeLM
 from shoestring.train.muon import MuonAdamW, OptimizerConfig, build_optimizer, orthogonalise
+from tests.apart import apart
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -91,7 +93,11 @@ class _Meeting:
 
 
 @pytest.mark.parametrize("world", [2, 3])
-def test_workers_that_share_the_work_make_the_single_workers_step(world: int) -> None:
+def test_workers_that_share_the_work_make_the_single_workers_step(tmp_path: Path, world: int) -> None:
+    assert apart(tmp_path, lambda: _share_the_work(world)) == ""
+
+
+def _share_the_work(world: int) -> None:
     alone = _model_with_gradient(2)
     build_optimizer(alone, OptimizerConfig()).step()
     models = [_model_with_gradient(2) for _ in range(world)]

@@ -24,22 +24,27 @@ Body = Callable[[int], None]
 
 def in_ranks(size: int, folder: Path, body: Body) -> None:
     """Run `body(rank)` in `size` ranks of one process group; what they raise fails the test here."""
-    living = set()
-    for rank in range(size):
-        child = os.fork()
-        if child == 0:
-            os._exit(_run(rank, size, folder, body))
-        living.add(child)
-    codes = []
-    while living:
-        for child in sorted(living):
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                living.discard(child)
-                codes.append(os.waitstatus_to_exitcode(status))
-                for other in living if codes[-1] else ():  # they would wait for the one that failed
-                    os.kill(other, signal.SIGKILL)
-        time.sleep(0.005)
+    living: set[int] = set()
+    codes: list[int] = []
+    try:
+        for rank in range(size):
+            child = os.fork()
+            if child == 0:
+                os._exit(_run(rank, size, folder, body))
+            living.add(child)
+        while living:
+            for child in sorted(living):
+                ended, status = os.waitpid(child, os.WNOHANG)
+                if ended:
+                    living.discard(child)
+                    codes.append(os.waitstatus_to_exitcode(status))
+                    for other in living if codes[-1] else ():  # they would wait for the one that failed
+                        os.kill(other, signal.SIGKILL)
+            time.sleep(0.005)
+    finally:
+        for child in living:  # the test was given up
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
     said = [path.read_text() for path in sorted(folder.glob("failed-*"), key=lambda p: p.stat().st_mtime)]
     assert codes == [0] * size, "\n".join(said) or f"exit codes {codes}"
 

@@ -20,6 +20,7 @@ from shoestring.parallel.paro.over_rings import RingExchange
 from shoestring.parallel.paro.trace import NORM, TracedExchange, Tracer
 from shoestring.parallel.rings import Request
 from shoestring.report.spans import COMPUTE, Span, lane_of
+from tests.apart import apart
 
 LAYERS = 3
 UPDATES, MICRO_STEPS = 2, 2
@@ -164,8 +165,14 @@ def test_every_collective_leaves_a_span_and_changes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, strategy: str, group_size: int, gathers: str, sums: str,
     sums_a_unit: int,
 ) -> None:  # fmt: skip
-    """Two ranks as threads of this process: rings need a store alone."""
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    assert apart(tmp_path, lambda: _trace(tmp_path, strategy, group_size, gathers, sums, sums_a_unit)) == ""
+
+
+def _trace(
+    tmp_path: Path, strategy: str, group_size: int, gathers: str, sums: str, sums_a_unit: int
+) -> None:
+    """Two ranks as threads of this process: rings need a store alone."""
     layout = equal_groups(2, group_size)
     tracers = [Tracer(rank, SystemClock()) for rank in range(2)]
     losses: dict[tuple[int, bool], list[float]] = {}

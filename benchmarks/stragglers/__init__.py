@@ -1,0 +1,1 @@
+"""Training among stragglers: ours against static splits and other tools, under CPU quotas."""

@@ -1,0 +1,152 @@
+"""`make bench-stragglers`: time to a number of samples among stragglers, ours against others (root only).
+
+Arms alternate within each seed. Speeds come from CPU quotas, one thread a worker, never from sleeps. What a
+machine of two cores cannot hold (thousands of workers, a month) is simulated, by the real controller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import statistics
+from typing import Any
+
+from benchmarks.common import finish, table
+from benchmarks.lab import require
+from benchmarks.network.arms import PartError, child
+from benchmarks.stragglers.places import CASES, FULL, SLOW, WORKERS
+from benchmarks.stragglers.run import BATCH, MICRO_BATCH
+from shoestring.control.balance import Part, balance
+from shoestring.sim.conformance import measure as measure_policy
+
+KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit_vs_sync", "false_restarts")
+PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (
+    ("persistent", ("none", "nd", "lb-bsp", "ddp"), 120),
+    ("transient", ("none", "nd", "lb-bsp", "ddp"), 120),
+    ("both", ("none", "nd", "lb-bsp"), 120),
+    ("even", ("none", "nd"), 120),
+    ("three speeds", ("none", "dd"), 120),
+    ("turns slow", ("nd",), 240),
+)
+QUICK_PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (("persistent", ("none", "nd"), 12),)
+SEEDS = 5
+LATE = 0.5
+"""Part of the steps at the end, over which a settled split is judged."""
+TIMEOUT_S = 500.0
+
+Runs = dict[str, dict[str, list[dict[str, Any]]]]
+
+
+def main() -> None:
+    """Measure, show, record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="one case, one seed, few steps")
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    parser.add_argument("--only", default="", help=f"some of {', '.join(CASES)}")
+    options = parser.parse_args()
+    require("ip", "tc")
+    seeds = 1 if options.quick else options.seeds
+    chosen = options.only.split(",") if options.only else list(CASES)
+    plan = QUICK_PLAN if options.quick else tuple(part for part in PLAN if part[0] in chosen)
+    runs: Runs = {case: {arm: [] for arm in arms} for case, arms, _ in plan}
+    failed: dict[str, str] = {}
+    for seed in range(seeds):
+        for case, arms, steps in plan:
+            for arm in arms if seed % 2 == 0 else arms[::-1]:
+                try:
+                    run = child("benchmarks.stragglers.run", [arm, case, str(seed), str(steps)], TIMEOUT_S)
+                except PartError as error:
+                    failed[f"{case}, {arm}, seed {seed}"] = str(error)
+                    print(f"  {case}, {arm}, seed {seed} failed: {str(error)[-300:]}", flush=True)
+                    continue
+                runs[case][arm].append(run)
+                print(f"  {case:14} {arm:8} seed {seed}: {run['took_s']:.1f} s", flush=True)
+    _show(runs)
+    simulated = measure_policy("nd", seeds=5 if options.quick else 20)
+    figures = dict.fromkeys(KEYS) | figures_of(runs) | {"false_restarts": simulated.false_restarts}
+    configuration = {
+        "quick": options.quick, "seeds": seeds, "workers": WORKERS, "full_cores": FULL, "slow": SLOW,
+        "batch": BATCH, "micro_batch": MICRO_BATCH,
+        "plan": [[case, list(arms), steps] for case, arms, steps in plan],
+    }  # fmt: skip
+    finish("stragglers", configuration, {"runs": runs, "failed": failed}, figures)
+
+
+def figures_of(runs: Runs) -> dict[str, Any]:
+    """Ratios of times, medians over seeds of the ratios within one seed."""
+    found: dict[str, Any] = {}
+    for case in ("persistent", "transient", "both"):
+        key = "" if case == "persistent" else f"_{case}"
+        for other, name in (("none", "vs_static"), ("lb-bsp", "vs_lb_bsp"), ("ddp", "vs_ddp")):
+            found[f"{name}{key}"] = _ratio(runs, case, other, "nd")
+    even = _ratio(runs, "even", "nd", "none")
+    found["overhead"] = round(even - 1.0, 4) if even is not None else None
+    found["dd_vs_static"] = _ratio(runs, "three speeds", "none", "dd")
+    found["dd_gap_to_bound"] = _gap(runs)
+    slow = runs["turns slow"]["nd"] if "turns slow" in runs else []
+    times = [recovery_s(run) for run in slow]
+    found["restart_recovery_s"] = round(statistics.median(times), 1) if times else None
+    return {key: value for key, value in found.items() if value is not None}
+
+
+def _ratio(runs: Runs, case: str, over: str, under: str) -> float | None:
+    """Median over seeds of the one's time over the other's."""
+    if case not in runs or not {over, under} <= set(runs[case]):
+        return None
+    times = [{run["seed"]: run["took_s"] for run in runs[case][arm]} for arm in (over, under)]
+    both = sorted(set(times[0]) & set(times[1]))
+    return round(statistics.median(times[0][s] / times[1][s] for s in both), 3) if both else None
+
+
+def _gap(runs: Runs) -> float | None:
+    """How much longer the slowest worker computes under `dd`, once it has settled, than the optimum of its
+    programme for the costs that the same runs' workers had."""
+    if "three speeds" not in runs or not runs["three speeds"]["dd"]:
+        return None
+    gaps = []
+    for run in runs["three speeds"]["dd"]:
+        late = run["workers"][int(len(run["workers"]) * LATE) :]
+        took_s = statistics.median(max(w["compute_s"] for w in step.values()) for step in late)
+        per_sample_s = {
+            name: statistics.median(step[name]["compute_s"] / step[name]["samples"] for step in late)
+            for name in late[0]
+        }
+        # The costs at the split that was found, passes in them: the optimum for them can only be lower.
+        parts = [Part(0.0, per_sample_s[name], BATCH) for name in sorted(per_sample_s)]
+        best = max(p.seconds(n) for p, n in zip(parts, balance(parts, BATCH), strict=True))
+        gaps.append(took_s / best - 1.0)
+    return round(statistics.median(gaps), 4)
+
+
+def recovery_s(run: dict[str, Any]) -> float:
+    """Seconds from the time at which the machine turned slow to the first of ten steps that, as their median,
+    take no more than 10/9 of those before; nan: never."""
+    since_s = CASES["turns slow"].turns_slow_s
+    before = [s for s, end_s in zip(run["step_s"], run["ends_s"], strict=True) if end_s < since_s]
+    full_s = statistics.median(before[len(before) // 2 :])
+    hit = next((i for i, end_s in enumerate(run["ends_s"]) if end_s > since_s + full_s), len(run["ends_s"]))
+    for place in range(hit, len(run["step_s"]) - 10):
+        if statistics.median(run["step_s"][place : place + 10]) <= full_s / 0.9:
+            return float(run["ends_s"][place] - since_s)
+    return math.nan
+
+
+def _show(runs: Runs) -> None:
+    rows = []
+    for case, arms in runs.items():
+        for arm, found in arms.items():
+            if not found:
+                continue
+            times = [run["took_s"] for run in found]
+            base = _ratio(runs, case, "none", arm)
+            rows.append([
+                case, arm, f"{statistics.median(times):.1f}", f"{min(times):.1f}", f"{max(times):.1f}",
+                f"{base:.2f}" if base else "", f"{statistics.median(run['held_out'] for run in found):.4f}",
+            ])  # fmt: skip
+    with contextlib.suppress(ValueError):
+        table(["case", "arm", "s", "from", "to", "static / it", "held-out loss"], rows)
+
+
+if __name__ == "__main__":
+    main()
