@@ -153,6 +153,7 @@ class Controller:
         self._monitor = monitor
         self._shares: dict[str, float] = {}
         self._next_s: float | None = None
+        self._eager = True
         self._restarts: dict[str, tuple[Restarted, ...]] = {}
         self._took_s: deque[float] = deque(maxlen=STEPS)
         self._told: Effect | None = None
@@ -186,16 +187,18 @@ class Controller:
         if self._took_s:
             self._took_s.clear()  # steps of other members do not compare
         self._told = None
+        self._eager = True
 
     def decide(self, now: float, step: int, facts: Facts) -> Decision | None:
-        """A decision when one is due, in force from `step` on; None between intervals.
+        """A decision when one is due, in force from `step` on; None between intervals. In a new round one is
+        due as soon as all were seen often enough.
 
         A policy that fails, or decides what cannot be, changes nothing: training goes on, and the reason says
         what went wrong.
         """
         if self._next_s is None:
             self._next_s = now + self._config.interval_s
-        if now < self._next_s or not self._shares:
+        if not self._shares or (now < self._next_s and not self._all_seen(now)):
             return None
         self._next_s = now + self._config.interval_s
         state = self.state(now, facts)
@@ -208,6 +211,14 @@ class Controller:
             return Decision((), f"the policy `{self._config.policy}` failed, nothing is changed: {problem}")
         self._apply(now, step, decision, state)
         return decision
+
+    def _all_seen(self, now: float) -> bool:
+        """Whether all were seen often enough for the first time in this round."""
+        if not self._eager:
+            return False
+        views = self._monitor.view(now, tuple(self._shares)).values()
+        self._eager = any(view.short.reports < self._config.options.min_reports for view in views)
+        return not self._eager
 
     def state(self, now: float, facts: Facts) -> ControlState:
         """What a policy is shown."""

@@ -12,6 +12,12 @@ from dataclasses import dataclass
 
 SLICES = 12
 """A worker is slow for long where it is slow in each such part of the long window: a burst is not."""
+RECENT, EARLIER = 2, 3
+"""Reports that show a change, and those that it is seen against."""
+CHANGE, SURE = 0.25, 4.0
+"""Of the time per sample; and in standard deviations of a mean of `RECENT` reports."""
+ENOUGH = 10
+"""Reports that tell by themselves how much they scatter."""
 TELLING = 0.005
 """Share of the spread of batch sizes below which passes and samples cannot be told apart (1 - cos²)."""
 
@@ -90,10 +96,19 @@ class WorkerView:
 
 
 class Window:
-    """Reports of the last `span_s` seconds with running sums: O(1) a report."""
+    """Reports of the last `span_s` seconds with running sums: O(1) a report.
 
-    def __init__(self, span_s: float) -> None:
+    Args:
+        span_s: how far back it looks.
+        fresh: forget what was before a change of speed. Averages over both would steer by a speed that a
+            worker never had. A change is when the newest `RECENT` reports differ from those before by more
+            than noise explains, and by more than `CHANGE` (adaptive windowing in its simplest form; ours).
+    """
+
+    def __init__(self, span_s: float, fresh: bool = False) -> None:
         self._span_s = span_s
+        self._fresh = fresh
+        self._scatter = 0.0
         self._seen: deque[Seen] = deque()
         self._empty()
 
@@ -102,6 +117,23 @@ class Window:
         self._seen.append(seen)
         self._count(seen, 1)
         self._forget(seen.at_s)
+        if self._fresh and len(self._seen) >= RECENT + EARLIER:
+            self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        """Forget what was before a change, but for how much reports scatter: two do not tell that."""
+        newest = [self._seen[-1 - back] for back in range(RECENT)]
+        rates = [one.compute_s / one.samples for one in newest]
+        earlier = len(self._seen) - RECENT
+        mean = (self._rate - sum(rates)) / earlier
+        squares = (self._rate2 - sum(rate * rate for rate in rates)) / earlier
+        scatter = math.sqrt(max(0.0, squares - mean * mean))
+        gap = abs(sum(rates) / RECENT - mean)
+        one_side = min(rates) > (1.0 + CHANGE) * mean or max(rates) < mean / (1.0 + CHANGE)
+        if one_side and gap > SURE * scatter / math.sqrt(RECENT):
+            self._scatter = scatter / mean
+            while len(self._seen) > RECENT:
+                self._count(self._seen.popleft(), -1)
 
     def view(self, now: float) -> WindowView:
         """The window as of `now`."""
@@ -111,7 +143,10 @@ class Window:
             return NOTHING
         mean = self._rate / count
         variance = max(0.0, self._rate2 / count - mean * mean) * count / max(1, count - 1)
-        error = math.sqrt(variance / count) / mean if count > 1 else 0.0
+        scatter = math.sqrt(variance) / mean if count > 1 else 0.0
+        if count < ENOUGH:
+            scatter = max(scatter, self._scatter)
+        error = scatter / math.sqrt(count)
         return WindowView(count, self._samples, self._compute_s, error)
 
     def cost(self, now: float) -> Cost | None:
@@ -209,7 +244,9 @@ class Monitor:
         seen = Seen(now, samples, compute_s, max(1, passes))
         watched = self._workers[worker] if worker in self._workers else None
         if watched is None:
-            watched = _Watched(Window(self._short_s), Window(self._long_s), Slices(self._long_s), seen)
+            watched = _Watched(
+                Window(self._short_s, fresh=True), Window(self._long_s), Slices(self._long_s), seen
+            )
             self._workers[worker] = watched
         watched.last = seen
         for part in (watched.short, watched.long, watched.slices):

@@ -46,12 +46,27 @@ def test_decisions_come_once_an_interval_and_are_in_force() -> None:
     control.regroup(("w0", "w1"))
     assert control.decide(0.0, 1, FACTS) is None
     straggle(monitor)
-    assert control.decide(4.9, 2, FACTS) is None
-    decision = control.decide(5.0, 3, FACTS)
+    decision = control.decide(3.0, 3, FACTS)
     assert decision is not None and decision.actions
     assert control.shares == pytest.approx({"w0": 0.75, "w1": 0.25})
-    assert control.decide(5.1, 4, FACTS) is None
-    assert control.decide(10.0, 5, FACTS) is not None
+    assert control.decide(7.9, 4, FACTS) is None
+    assert control.decide(8.0, 5, FACTS) is not None
+
+
+def test_a_new_round_is_judged_as_soon_as_all_were_seen_often_enough() -> None:
+    control, monitor = controller()
+    control.regroup(("w0", "w1"))
+    assert control.decide(0.0, 1, FACTS) is None
+    for at_s in (1.0, 2.0):
+        monitor.observe(at_s, "w0", 10, 1.0)
+        assert control.decide(at_s, 2, FACTS) is None
+    monitor.observe(2.5, "w1", 10, 3.0)
+    monitor.observe(3.0, "w1", 10, 3.0)
+    decision = control.decide(3.0, 3, FACTS)
+    assert decision is not None and decision.actions
+    assert control.decide(4.0, 4, FACTS) is None
+    control.regroup(("w0",))
+    assert control.decide(4.5, 5, FACTS) is not None
 
 
 def test_who_stays_keeps_proportions_and_newcomers_get_the_mean() -> None:
@@ -203,8 +218,7 @@ def test_who_was_restarted_is_remembered_with_its_speed() -> None:
     for step in range(300):
         for name, took_s in (("w0", 1.0), ("w1", 1.0), ("w2", 4.0)):
             monitor.observe(float(step * 2), name, 10, took_s)
-    control.decide(600.0, 1, FACTS)
-    decision = control.decide(606.0, 2, FACTS)
+    decision = control.decide(600.0, 1, FACTS)
     assert decision is not None and decision.actions == (Restart("w2"),)
     (before,) = control.state(607.0, FACTS).restarts["w2"]
-    assert (before.at_s, before.samples_per_s) == (606.0, pytest.approx(2.5))
+    assert (before.at_s, before.samples_per_s) == (600.0, pytest.approx(2.5))

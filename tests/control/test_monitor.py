@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -93,6 +95,25 @@ def test_the_cost_of_a_pass_is_found_again(
         assert (cost.start_s, cost.per_sample_s) == pytest.approx((start_s, per_sample_s), rel=1e-6, abs=1e-6)
     else:
         assert cost.start_s == 0.0
+
+
+def test_the_short_window_forgets_what_was_before_a_change_of_speed() -> None:
+    monitor = Monitor(100.0, 100.0)
+    for at_s in range(10):
+        monitor.observe(float(at_s), "w0", 10, 1.0 + 0.02 * (at_s % 2))
+    monitor.observe(10.0, "w0", 10, 4.0)  # one slow step may be chance
+    assert monitor.view(10.0, ("w0",))["w0"].short.reports == 11
+    monitor.observe(11.0, "w0", 10, 4.0)
+    view = monitor.view(11.0, ("w0",))["w0"]
+    assert (view.short.reports, view.short.samples_per_s) == (2, pytest.approx(2.5))
+    assert view.long.reports == 12
+
+
+def test_noise_is_no_change_of_speed() -> None:
+    rng, monitor = random.Random(3), Monitor(1000.0, 1000.0)
+    for at_s in range(500):
+        monitor.observe(float(at_s), "w0", 10, rng.lognormvariate(0.0, 0.1))
+    assert monitor.view(500.0, ("w0",))["w0"].short.reports == 500
 
 
 def test_passes_of_one_size_cannot_tell_the_terms_apart() -> None:
