@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.lab.config import LabError, check_cores
 from benchmarks.lab.reaper import sweep
 
-PERIOD_US = 20_000
+PERIOD_US = 10_000
 """Of the quota: the kernel's 100 ms would be stalls of many steps of a small model."""
 SHORTEST_US = 1_000
 

@@ -22,11 +22,11 @@ from shoestring.sim.conformance import measure as measure_policy
 
 KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit_vs_sync", "false_restarts")
 PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("persistent", ("none", "nd", "lb-bsp", "ddp"), 60),
-    ("transient", ("none", "nd", "lb-bsp", "ddp"), 60),
-    ("both", ("none", "nd", "lb-bsp"), 60),
-    ("even", ("none", "nd"), 60),
-    ("three speeds", ("none", "dd"), 60),
+    ("persistent", ("none", "nd", "lb-bsp", "ddp"), 80),
+    ("transient", ("none", "nd", "lb-bsp", "ddp"), 80),
+    ("both", ("none", "nd", "lb-bsp"), 80),
+    ("even", ("none", "nd"), 80),
+    ("three speeds", ("none", "dd"), 80),
     ("turns slow", ("nd",), 150),
 )
 QUICK_PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (("persistent", ("none", "nd"), 12),)

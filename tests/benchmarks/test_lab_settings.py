@@ -61,7 +61,7 @@ def test_a_bucket_holds_half_a_millisecond_and_two_frames_at_least() -> None:
 
 
 def test_quotas_below_a_millisecond_get_a_longer_period() -> None:
-    assert quota_us(0.5) == (10_000, 20_000)
+    assert quota_us(0.5) == (5_000, 10_000)
     assert quota_us(0.01) == (1_000, 100_000)
 
 
@@ -112,7 +112,7 @@ def test_version_2_counts_only_with_its_cpu_controller(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("version", "file", "half", "unlimited"),
-    [(1, "cpu.cfs_quota_us", "10000", "-1"), (2, "cpu.max", "10000 20000", "max 20000")],
+    [(1, "cpu.cfs_quota_us", "5000", "-1"), (2, "cpu.max", "5000 10000", "max 10000")],
 )
 def test_quotas_are_written_as_each_version_wants_them(
     tmp_path: Path, version: int, file: str, half: str, unlimited: str
