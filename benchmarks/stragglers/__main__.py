@@ -22,11 +22,11 @@ from shoestring.sim.conformance import measure as measure_policy
 
 KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit_vs_sync", "false_restarts")
 PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (
-    ("persistent", ("none", "nd", "lb-bsp", "ddp"), 80),
-    ("transient", ("none", "nd", "lb-bsp", "ddp"), 80),
-    ("both", ("none", "nd", "lb-bsp"), 80),
-    ("even", ("none", "nd"), 80),
-    ("three speeds", ("none", "dd"), 80),
+    ("persistent", ("none", "nd", "lb-bsp", "ddp"), 60),
+    ("transient", ("none", "nd", "lb-bsp", "ddp"), 60),
+    ("both", ("none", "nd", "lb-bsp"), 60),
+    ("even", ("none", "nd"), 60),
+    ("three speeds", ("none", "dd"), 60),
     ("turns slow", ("nd",), 150),
 )
 QUICK_PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (("persistent", ("none", "nd"), 12),)
@@ -44,11 +44,21 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one case, one seed, few steps")
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", default="", help=f"some of {', '.join(CASES)}")
+    parser.add_argument("--arms", default="", help="some of the arms")
     options = parser.parse_args()
     require("ip", "tc")
     seeds = 1 if options.quick else options.seeds
     chosen = options.only.split(",") if options.only else list(CASES)
-    plan = QUICK_PLAN if options.quick else tuple(part for part in PLAN if part[0] in chosen)
+    kept = options.arms.split(",") if options.arms else [arm for _, arms, _ in PLAN for arm in arms]
+    plan = (
+        QUICK_PLAN
+        if options.quick
+        else tuple(
+            (case, tuple(arm for arm in arms if arm in kept), steps)
+            for case, arms, steps in PLAN
+            if case in chosen
+        )
+    )
     runs: Runs = {case: {arm: [] for arm in arms} for case, arms, _ in plan}
     failed: dict[str, str] = {}
     for seed in range(seeds):

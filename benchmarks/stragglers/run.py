@@ -14,7 +14,7 @@ from benchmarks.stragglers import ddp, ours
 from benchmarks.stragglers.places import CASES, Script
 from shoestring.control.controller import ControlConfig
 
-BATCH, MICRO_BATCH = 384, 16
+BATCH, MICRO_BATCH = 768, 16
 RESTART_WINDOW_S = 30.0
 """Long window of the case in which a machine turns slow: how soon a new start is asked for."""
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import msgspec
 from pydantic import Field
 
 from shoestring.base.config import Config
@@ -91,6 +92,14 @@ class Effect:
     def ratio(self) -> float:
         """Seconds of a step after to before."""
         return self.after_s / self.before_s
+
+
+class _Kept(msgspec.Struct, array_like=True):
+    shares: dict[str, float]
+    micro_batch: dict[str, int]
+    limits: dict[str, int]
+    lr_factor: float
+    restarts: dict[str, list[tuple[float, float]]]
 
 
 def policy_named(name: str) -> Policy:
@@ -182,6 +191,8 @@ class Controller:
         known = {w: self._shares[w] for w in members if w in self._shares}
         mean = sum(known.values()) / len(known) if known else 1.0
         raw = {w: known[w] if w in known else mean for w in members}
+        if not sum(raw.values()) > 0:  # all that is left are workers that had nothing to do
+            raw = dict.fromkeys(members, 1.0)
         total = sum(raw.values())
         self._shares = {w: value / total for w, value in raw.items()}
         if self._took_s:
@@ -239,6 +250,20 @@ class Controller:
     def limit(self, worker: str, samples: int) -> None:
         """This worker's memory does not hold more than so many samples of a pass."""
         self.limits[worker] = min(samples, self.limits[worker]) if worker in self.limits else samples
+
+    def snapshot(self) -> bytes:
+        """What is in force and what was learnt, for a controller that takes over."""
+        restarts = {w: [(one.at_s, one.samples_per_s) for one in many] for w, many in self._restarts.items()}
+        return msgspec.msgpack.encode(
+            _Kept(self._shares, self.micro_batch, self.limits, self.lr_factor, restarts)
+        )
+
+    def restore(self, data: bytes) -> None:
+        """Take over; the monitor begins anew, by what workers report from now on."""
+        kept = msgspec.msgpack.decode(data, type=_Kept)
+        self._shares, self.micro_batch, self.limits = kept.shares, kept.micro_batch, kept.limits
+        self.lr_factor = kept.lr_factor
+        self._restarts = {w: tuple(Restarted(*one) for one in many) for w, many in kept.restarts.items()}
 
     def step_took(self, seconds: float) -> Effect | None:
         """All have taken a step; an effect where enough were taken since the last decision that changed

@@ -115,7 +115,7 @@ class Coordinator:
         Raises:
             LedgerError: the store cannot be written; this coordinator must not answer any more.
         """
-        self._kept.members = self._members.snapshot()
+        self._kept.members, self._kept.control = self._members.snapshot(), self._steering.snapshot()
         # Whole seconds are enough for the budget, and keep idle calls free of disk writes.
         kept = msgspec.msgpack.encode(
             msgspec.structs.replace(self._kept, elapsed_s=float(int(self._kept.elapsed_s)))
@@ -474,6 +474,7 @@ class Coordinator:
         self._break_reason = "the coordinator came back"
         self._members.restore(now, self._kept.members, all_dead=resumed)
         if not resumed:
+            self._steering.restore(self._kept.control)
             self._log.append(
                 "fault", reason="the coordinator came back from the store", step=self._kept.confirmed
             )

@@ -23,3 +23,4 @@ class Persisted(msgspec.Struct):
     elapsed_s: float = 0.0
     drilled: bool = False
     members: bytes = b""
+    control: bytes = b""

@@ -113,6 +113,15 @@ class Steering:
             reason=f"{effect.what}: a step takes {effect.ratio:.0%} of the time before{expected}",
         )
 
+    def snapshot(self) -> bytes:
+        """What must survive the coordinator."""
+        return self._controller.snapshot()
+
+    def restore(self, data: bytes) -> None:
+        """Take over from a coordinator that died."""
+        if data:
+            self._controller.restore(data)
+
     # --- what it decides -----------------------------------------------------------------------
 
     def steer(self, now: float, step: int, batch: int, remaining_s: float) -> str:

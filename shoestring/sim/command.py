@@ -22,6 +22,15 @@ SHOWN = (
     ("checkpoints committed and compared", ("checkpoints",)),
     ("models compared with the ledger", ("models_compared",)),
     ("workers started", ("spawns",)),
+    (
+        "restarted / added / removed by a policy",
+        tuple(f"action_{a}" for a in ("kill_restart", "add_workers", "remove_worker")),
+    ),
+    (
+        "splits / passes / rates changed by a policy",
+        tuple(f"action_{a}" for a in ("adjust_batch", "adjust_accumulation", "adjust_lr")),
+    ),
+    ("passes that did not fit into memory", ("out_of_memory",)),
     ("workers killed: at random / in the end of an all-reduce", ("fault_kill", "fault_aimed_kill")),
     ("all-reduces torn: some applied, some did not", ("torn_collectives",)),
     ("workers hung / stalled / slowed", ("fault_hang", "fault_stall", "fault_slow")),

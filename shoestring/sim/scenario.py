@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from shoestring.control.controller import ControlConfig
+from shoestring.control.decisions import PolicyOptions
 from shoestring.data.ledger import LedgerSpec
 from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig
+from shoestring.sim.restless import NAME
 
 FAULT_KINDS = (
     "kill",
@@ -62,7 +64,8 @@ class Scenario:
 
     Attributes:
         fleet, ledger: configurations of the real classes.
-        speeds: samples per virtual second of each worker.
+        speeds: samples per virtual second of each worker, and of those that a policy may add.
+        room: worker -> samples of a pass that its memory holds; those that are missing hold any.
         network: faults of messages.
         rates: fault kind -> faults per virtual second.
         poison: positions that never work.
@@ -74,6 +77,7 @@ class Scenario:
     fleet: FleetConfig
     ledger: LedgerSpec
     speeds: dict[str, float]
+    room: dict[str, int]
     network: NetworkFaults
     rates: dict[str, float]
     poison: frozenset[int]
@@ -91,11 +95,13 @@ def draw(rng: random.Random) -> Scenario:
     rates = {kind: 0.2 * 20 ** rng.random() for kind in FAULT_KINDS if rng.random() < 0.4}
     if "interrupt" in rates:
         rates["interrupt"] *= 0.2
-    names = [f"w{i}" for i in range(workers)]
+    fleet = _fleet(rng, workers, batch, total)
+    names = [f"w{i}" for i in range(fleet.members.max_workers)]
+    tight = rng.random() < 0.3
     bad_samples = rng.random() < 0.4
     some = rng.sample(range(total), k=min(total // 4, 6)) if bad_samples else []
     return Scenario(
-        fleet=_fleet(rng, workers, batch, total),
+        fleet=fleet,
         ledger=LedgerSpec(
             samples=samples,
             epochs=epochs,
@@ -106,6 +112,7 @@ def draw(rng: random.Random) -> Scenario:
             max_dead_share=0.5,
         ),
         speeds={name: rng.uniform(30.0, 300.0) for name in names},
+        room={name: rng.randint(1, batch) for name in names if tight and rng.random() < 0.7},
         network=_network(rng),
         rates=rates,
         poison=frozenset(some[:3]),
@@ -120,6 +127,7 @@ def _fleet(rng: random.Random, workers: int, batch: int, total: int) -> FleetCon
     return FleetConfig(
         members=MemberConfig(
             workers=workers,
+            max_workers=workers + rng.choice((0, 0, 1, 2)),
             heartbeat_s=0.2,
             heartbeat_timeout_s=rng.uniform(0.7, 1.2),
             hang_timeout_s=1.5,
@@ -139,7 +147,13 @@ def _fleet(rng: random.Random, workers: int, batch: int, total: int) -> FleetCon
         checkpoint=CheckpointConfig(
             every_s=rng.choice((0.0, 0.3, 1.0)), every_steps=rng.choice((0, 1, 3, 7)), keep=rng.randint(1, 3)
         ),
-        control=ControlConfig(interval_s=0.3, short_window_s=1.0, long_window_s=5.0),
+        control=ControlConfig(
+            policy=rng.choice(("nd", "none", "lb-bsp", "dd", NAME, NAME)),
+            interval_s=0.3,
+            short_window_s=1.0,
+            long_window_s=5.0,
+            options=PolicyOptions(cooldown_s=1.0, restart_cost_s=0.0),
+        ),
     )
 
 

@@ -133,7 +133,15 @@ class Worker:
         self._leave_group("it left the round")
         self.settled = False
         self._line.call(
-            m.Join(self.name, self.incarnation, self.step, self._last_round, problem), self._on_round
+            m.Join(
+                self.name,
+                self.incarnation,
+                self.step,
+                self._last_round,
+                problem,
+                micro_batch=self._world.scenario.fleet.pace.batch,
+            ),
+            self._on_round,
         )
 
     def _on_round(self, reply: m.Reply) -> None:
@@ -232,11 +240,27 @@ class Worker:
         elif isinstance(reply, m.Order):
             self._enter("compute")
             count = sum(stop - start for start, stop in reply.ranges)
+            size = min(count, reply.micro_batch)
+            room = self._world.scenario.room
+            if self.name in room and size > room[self.name]:
+                self._out_of_memory(reply.step, size)
+                return
             speed = self._world.scenario.speeds[self.name]
             took_s = (0.002 + count / speed) * self._world.rng.uniform(0.9, 1.1) * self.slowness
             self.later(took_s, self._computed, reply, took_s)
         else:
             self._on_other(reply)
+
+    def _out_of_memory(self, step: int, size: int) -> None:
+        """A pass does not fit: say so and leave the round, in which the step was not applied."""
+        self._world.seen["out_of_memory"] += 1
+        request = m.OutOfMemory(
+            self.name, self.incarnation, self._here().round_id, step, size, "no room for it"
+        )
+        self._line.call(
+            request,
+            lambda reply: self._join("out of memory") if isinstance(reply, m.Ack) else self._on_other(reply),
+        )
 
     def _computed(self, order: m.Order, took_s: float) -> None:
         positions = [p for start, stop in order.ranges for p in range(start, stop)]

@@ -135,6 +135,8 @@ class World:
         if kind == "decision" and "action" in fields and fields["action"] == "restore":
             self.seen["rollbacks"] += 1
             self.checks.rolled_back(int(fields["step"]))
+        for action in fields["actions"] if "actions" in fields else ():
+            self.seen[f"action_{action['action']}"] += 1
         return None
 
     # --- what the parts need -------------------------------------------------------------------

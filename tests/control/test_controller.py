@@ -81,6 +81,16 @@ def test_who_stays_keeps_proportions_and_newcomers_get_the_mean() -> None:
     assert control.shares == {"w1": 1.0}
 
 
+def test_workers_that_had_nothing_to_do_share_evenly_once_they_are_alone() -> None:
+    control, _ = controller("fixed", fixed={"w0": 1.0, "w1": 0.0, "w2": 0.0})
+    control.regroup(("w0", "w1", "w2"))
+    control.decide(0.0, 1, FACTS)
+    control.decide(6.0, 2, FACTS)
+    assert control.shares == {"w0": 1.0, "w1": 0.0, "w2": 0.0}
+    control.regroup(("w1", "w2"))
+    assert control.shares == {"w1": 0.5, "w2": 0.5}
+
+
 def test_a_pass_is_what_was_decided_within_what_memory_holds() -> None:
     control, _ = controller()
     assert control.pass_of("w0", 100) == 100

@@ -46,6 +46,11 @@ def test_the_seeds_cover_what_they_are_for(swept: Coverage) -> None:
         "outcome_failed",
         "outcome_interrupted",
         "fault_aimed_kill",
+        "out_of_memory",
+        "action_kill_restart",
+        "action_add_workers",
+        "action_remove_worker",
+        "action_adjust_accumulation",
         *faults,
     ]
     few = {name: swept.seen[name] for name in wanted if swept.seen[name] < 10}

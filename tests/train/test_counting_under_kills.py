@@ -13,12 +13,15 @@ import pytest
 import torch
 
 from shoestring.base.clock import Clock, SystemClock
-from shoestring.base.record import read_events
+from shoestring.base.record import Events, read_events
+from shoestring.control.controller import ControlConfig
+from shoestring.control.decisions import PolicyOptions
 from shoestring.fleet import messages as m
 from shoestring.fleet.config import CheckpointConfig
 from shoestring.fleet.launch import Launch
 from shoestring.fleet.local import LocalHost
 from shoestring.fleet.supervisor import Interrupts, Supervisor
+from shoestring.sim import restless
 from shoestring.train.config import ShardingConfig, TrainConfig
 from shoestring.train.schedules import ScheduleConfig
 from tests.train.fleets import final_state, make_launch
@@ -72,7 +75,20 @@ def test_all_ones_where_the_state_is_cut(tmp_path: Path, strategy: str, seed: in
     check_all_ones(tmp_path, seed, 4, ShardingConfig(strategy=strategy, groups=groups))
 
 
-def check_all_ones(tmp_path: Path, seed: int, workers: int, sharding: ShardingConfig) -> None:
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strategy", ["NNN", "GGG"])
+def test_all_ones_while_a_policy_does_all_that_it_can(tmp_path: Path, strategy: str, seed: int) -> None:
+    options = PolicyOptions(extra={"keep_lr": 1.0})
+    control = ControlConfig(policy=restless.NAME, interval_s=0.1, options=options)
+    log = check_all_ones(tmp_path, seed, 3, ShardingConfig(strategy=strategy), control)
+    taken = {action["action"] for event in log.of("decision") for action in event.get("actions", [])}
+    assert {"adjust_batch", "adjust_accumulation", "kill_restart"} <= taken
+
+
+def check_all_ones(
+    tmp_path: Path, seed: int, workers: int, sharding: ShardingConfig, control: ControlConfig | None = None
+) -> Events:
     train = TrainConfig(
         clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0), sharding=sharding
     )
@@ -85,7 +101,8 @@ def check_all_ones(tmp_path: Path, seed: int, workers: int, sharding: ShardingCo
         batch=10,
         train=train,
         checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed, keep=2),
-        members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05},
+        members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05, "max_workers": 4},
+        control=control,
     )
     clock = SystemClock()
     host = ChaosHost(launch, clock, seed)
@@ -99,7 +116,9 @@ def check_all_ones(tmp_path: Path, seed: int, workers: int, sharding: ShardingCo
     assert not wrong, (
         f"{len(wrong)} samples are wrong, e.g. {wrong[0]} counted {counts[wrong[0]]}; killed {host.killed}"
     )
-    assert not read_events(tmp_path / "events.jsonl").damage
+    log = read_events(tmp_path / "events.jsonl")
+    assert not log.damage
+    return log
 
 
 def test_a_chaos_host_would_be_noticed_if_it_did_nothing(tmp_path: Path) -> None:
