@@ -12,11 +12,12 @@ import math
 import statistics
 from typing import Any
 
-from benchmarks.common import finish, table
+from benchmarks.common import ROOT, finish, table
 from benchmarks.lab import require
 from benchmarks.network.arms import PartError, child
 from benchmarks.stragglers.places import CASES, FULL, SLOW, WORKERS
-from benchmarks.stragglers.run import BATCH, MICRO_BATCH
+from benchmarks.stragglers.run import BATCH, MICRO_BATCH, control
+from benchmarks.stragglers.simulated import calibrate, draw, month
 from shoestring.control.balance import Part, balance
 from shoestring.sim.conformance import measure as measure_policy
 
@@ -31,6 +32,8 @@ PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (
 )
 QUICK_PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (("persistent", ("none", "nd"), 12),)
 SEEDS = 5
+MANY, DAYS = 1000, 30.0
+"""Workers and days of the simulated month."""
 LATE = 0.5
 """Part of the steps at the end, over which a settled split is judged."""
 TIMEOUT_S = 500.0
@@ -73,14 +76,31 @@ def main() -> None:
                 runs[case][arm].append(run)
                 print(f"  {case:14} {arm:8} seed {seed}: {run['took_s']:.1f} s", flush=True)
     _show(runs)
-    simulated = measure_policy("nd", seeds=5 if options.quick else 20)
-    figures = dict.fromkeys(KEYS) | figures_of(runs) | {"false_restarts": simulated.false_restarts}
+    quality = measure_policy("nd", seeds=5 if options.quick else 20)
+    figures = dict.fromkeys(KEYS) | figures_of(runs) | {"false_restarts": quality.false_restarts}
+    samples: dict[str, Any] = {"runs": runs, "failed": failed, "calibration": _calibration(runs)}
+    if (error := samples["calibration"]["error_median"]) is not None:
+        figures["simulation_error_median"] = round(error, 4)
+    days, workers = (0.2, 100) if options.quick else (DAYS, MANY)
+    samples["month"] = month(workers, days)
+    figures["month_vs_static"] = round(samples["month"]["nd_vs_static"], 3)
+    if not options.quick:
+        draw(samples["month"], ROOT / "docs" / "month.png")
     configuration = {
         "quick": options.quick, "seeds": seeds, "workers": WORKERS, "full_cores": FULL, "slow": SLOW,
         "batch": BATCH, "micro_batch": MICRO_BATCH,
         "plan": [[case, list(arms), steps] for case, arms, steps in plan],
     }  # fmt: skip
-    finish("stragglers", configuration, {"runs": runs, "failed": failed}, figures)
+    finish("stragglers", configuration, samples, figures)
+
+
+def _calibration(runs: Runs) -> dict[str, Any]:
+    """The simulator's time of each arm where one worker is slow, from what the static run shows."""
+    arms = runs["persistent"] if "persistent" in runs else {}
+    if "none" not in arms:
+        return {"runs": {}, "error_median": None}
+    configs = {arm: control(arm, "persistent") for arm in arms if arm != "ddp"}
+    return calibrate(arms, BATCH, configs)
 
 
 def figures_of(runs: Runs) -> dict[str, Any]:

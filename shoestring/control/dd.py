@@ -43,8 +43,12 @@ def dd(now: float, state: ControlState, options: PolicyOptions) -> Decision:
     if (learn := _to_learn(state, options)) is not None:
         return learn
     split = _best(state, options)
-    now_s = max(_seconds_now(name, state) for name in state.workers)
-    gain, least = 1.0 - split.took_s / now_s, worth((view.long for view in state.workers.values()), options)
+    slowest = max(state.workers, key=lambda name: _seconds_now(name, state))
+    now_s = _seconds_now(slowest, state)
+    gain, least = (
+        1.0 - split.took_s / now_s,
+        worth(state.workers[slowest].long, (view.long for view in state.workers.values()), options),
+    )
     predicted = {"step_time_ratio": split.took_s / now_s, "compute_s": split.took_s}
     if gain < least:
         reason = f"another split would save {gain:.1%} of the compute time, below {least:.1%}"

@@ -148,7 +148,7 @@ class PolicyOptions(Config):
 
     min_reports: int = Field(default=2, ge=1)
     min_gain: float = 0.03
-    sure: float = 1.5
+    sure: float = 2.0
     min_share: float = Field(default=0.05, ge=0.0, lt=1.0)
     fixed: dict[str, float] = {}
     slow_factor: float = Field(default=2.0, gt=1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping
 
 from shoestring.control.decisions import AdjustLr, ControlState, Decision, PolicyOptions
@@ -12,16 +13,21 @@ LR_STEP = 0.01
 SHOWN = 8
 
 
-def worth(windows: Iterable[WindowView], options: PolicyOptions) -> float:
+def worth(critical: WindowView, windows: Iterable[WindowView], options: PolicyOptions) -> float:
     """The gain that a change has to promise: what the settings ask for, and more than noise can feign.
 
-    A step waits for its slowest worker, so noise shows as the largest of n errors: for normal ones that is
-    some sqrt(2 ln n) of them. One more, as the split in force goes back to a measurement with errors too.
+    Args:
+        critical: of the worker that the others wait for now.
+        windows: of all workers.
+
+    A step waits for its slowest worker, so who that is goes by the largest of n errors: for normal ones some
+    sqrt(2 ln n) of them. One more of its own, as the split in force goes back to a measurement, too.
     """
     errors = [window.error for window in windows]
     if not errors:
         return options.min_gain
-    return max(options.min_gain, options.sure * max(errors) * (1.0 + math.sqrt(2.0 * math.log(len(errors)))))
+    usual = statistics.median(errors) * math.sqrt(2.0 * math.log(len(errors)))
+    return max(options.min_gain, options.sure * (critical.error + usual))
 
 
 def with_lr(decision: Decision, state: ControlState, options: PolicyOptions) -> Decision:

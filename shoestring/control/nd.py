@@ -36,9 +36,10 @@ def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
     speeds = {worker: known[worker] if worker in known else mean for worker in views}
     total = sum(speeds.values())
     wanted = _floored({w: v / total for w, v in speeds.items()}, options.min_share / len(views))
-    now_s = max(shares[w] / speeds[w] for w in views)
+    slowest = max(views, key=lambda w: shares[w] / speeds[w])
+    now_s = shares[slowest] / speeds[slowest]
     then_s = max(wanted[w] / speeds[w] for w in views)
-    gain, least = 1.0 - then_s / now_s, worth((views[w].short for w in known), options)
+    gain, least = 1.0 - then_s / now_s, worth(views[slowest].short, (views[w].short for w in known), options)
     predicted = {"step_time_ratio": then_s / now_s}
     if gain < least:
         reason = f"a new split would save {gain:.1%} of the compute time, below {least:.1%}"

@@ -46,13 +46,13 @@ def test_a_new_process_starts_with_a_clean_slate() -> None:
 
 @given(st.lists(st.tuples(st.floats(0, 5), st.integers(1, 50), st.floats(0.01, 9)), min_size=1, max_size=60))
 def test_the_running_sums_equal_the_sums_over_the_window(steps: list[tuple[float, int, float]]) -> None:
-    monitor, now, seen = Monitor(7.0, 50.0), 0.0, []
+    monitor, now, seen = Monitor(50.0, 7.0), 0.0, []
     for gap_s, samples, compute_s in steps:
         now += gap_s
         monitor.observe(now, "w0", samples, compute_s)
         seen.append((now, samples, compute_s))
     inside = [entry for entry in seen if entry[0] >= now - 7.0]
-    short = monitor.view(now, ("w0",))["w0"].short
+    short = monitor.view(now, ("w0",))["w0"].long
     assert (short.reports, short.samples) == (len(inside), sum(entry[1] for entry in inside))
     assert short.compute_s == pytest.approx(sum(entry[2] for entry in inside))
 
