@@ -6,9 +6,11 @@ import argparse
 import json
 import os
 import platform
+import signal
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psutil
@@ -22,6 +24,16 @@ def arguments(description: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="fewer and shorter measurements, below 50 s")
     return parser.parse_args()
+
+
+def end_in_order() -> None:
+    """Let SIGTERM and SIGHUP end this program as an exception does, so that what it started is ended too."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, stop)
 
 
 def machine() -> dict[str, Any]:

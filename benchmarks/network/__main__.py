@@ -18,7 +18,7 @@ from time import perf_counter
 from types import MappingProxyType
 from typing import Any
 
-from benchmarks.common import RESULTS, ROOT, commit, finish
+from benchmarks.common import RESULTS, ROOT, commit, end_in_order, finish
 from benchmarks.lab import require
 from benchmarks.network import parity, planning, recovery, ring, strategies, versus
 from benchmarks.network.arms import INTRA, Place
@@ -54,6 +54,7 @@ def main() -> None:
     if unknown:
         raise SystemExit(f"there is no part {unknown[0]!r}: take some of {', '.join(PARTS)}")
     require("ip", "tc")
+    end_in_order()
     parts = _kept(options.quick) if options.only else {}
     for name in names:
         parts[name] = _measured(name, options.quick)

@@ -12,7 +12,7 @@ import math
 import statistics
 from typing import Any
 
-from benchmarks.common import ROOT, finish, table
+from benchmarks.common import ROOT, end_in_order, finish, table
 from benchmarks.lab import require
 from benchmarks.network.arms import PartError, child
 from benchmarks.stragglers.places import CASES, FULL, SLOW, WORKERS
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--arms", default="", help="some of the arms")
     options = parser.parse_args()
     require("ip", "tc")
+    end_in_order()
     seeds = 1 if options.quick else options.seeds
     chosen = options.only.split(",") if options.only else list(CASES)
     kept = options.arms.split(",") if options.arms else [arm for _, arms, _ in PLAN for arm in arms]
