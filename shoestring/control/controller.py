@@ -304,6 +304,8 @@ def wrong(decision: Decision, state: ControlState) -> str:
         problem = _wrong(action, state)
         if problem:
             return f"{problem} ({action})"
+    if sum(isinstance(action, RemoveWorker) for action in decision.actions) >= len(state.workers):
+        return "nobody would be left"
     return ""
 
 

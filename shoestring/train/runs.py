@@ -235,7 +235,8 @@ def _train(
     )
     transport = fleet.transport
     if transport == "auto":
-        transport = "local" if prepared.plan.workers > 1 else "inprocess"
+        alone = max(prepared.plan.workers, members.max_workers) == 1
+        transport = "inprocess" if alone else "local"
     payload = TrainPayload(
         prepared.maker,
         prepared.settings,

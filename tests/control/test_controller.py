@@ -198,6 +198,13 @@ def test_what_cannot_be_is_refused(action: Action, said: str) -> None:
     assert said in wrong(Decision((action,), ""), fleet)
 
 
+def test_the_last_worker_is_not_removed() -> None:
+    fleet = state({"w0": seen(1.0), "w1": seen(1.0)})
+    both = (RemoveWorker("w0"), RemoveWorker("w1"))
+    assert wrong(Decision(both[:1], ""), fleet) == ""
+    assert "nobody would be left" in wrong(Decision(both, ""), fleet)
+
+
 def test_all_actions_that_can_be_are_taken_and_recorded() -> None:
     actions: tuple[Action, ...] = (
         AdjustBatch({"w0": 0.75, "w1": 0.25}),
