@@ -17,6 +17,9 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+# Suites that others inherit: what failed there is shown as in a test.
+pytest.register_assert_rewrite("tests.fleet.conformance")
+
 GOLDEN_DIR = Path(__file__).parent / "golden"
 FIRST = ("exclusive", "ray", "browser", "faults")
 
