@@ -60,7 +60,9 @@ class Pending:
         if self._future is None:
             return
         try:
-            while not concurrent.futures.wait([self._future], LOOK_S).done:
+            pause_s = LOOK_S
+            while not concurrent.futures.wait([self._future], pause_s).done:
+                pause_s *= 2.0  # each look leaves a receive behind, so a long wait takes few of them
                 if self._look is not None:
                     self._look()
             event = self._future.result()
