@@ -227,7 +227,8 @@ class Controller:
         """Whether all were seen often enough for the first time in this round."""
         if not self._eager:
             return False
-        views = self._monitor.view(now, tuple(self._shares)).values()
+        busy = tuple(worker for worker, share in self._shares.items() if share > 0)  # others report nothing
+        views = self._monitor.view(now, busy).values()
         self._eager = any(view.short.reports < self._config.options.min_reports for view in views)
         return not self._eager
 
