@@ -229,7 +229,8 @@ def _stretches(events: tuple[Event, ...], at_s: tuple[float, ...]) -> tuple[Stre
     return tuple(sorted(found, key=lambda stretch: (stretch.from_s, stretch.worker)))
 
 
-_TOLD = ("run", "round", "recovery", "decision", "effect", "fault", "checkpoint", "result", "end")
+TOLD = ("run", "end", "result", "fault", "recovery", "checkpoint", "round", "decision", "effect")
+"""Kinds of events that a person is told, those that are kept longest first where there are too many."""
 
 
 def _moments(events: tuple[Event, ...], at_s: tuple[float, ...]) -> tuple[Moment, ...]:
@@ -237,7 +238,7 @@ def _moments(events: tuple[Event, ...], at_s: tuple[float, ...]) -> tuple[Moment
     rows: list[Moment] = []
     for index, event in enumerate(events):
         kind = event["kind"]
-        if kind not in _TOLD:
+        if kind not in TOLD:
             continue
         idle = _is_idle(event)
         if idle and rows and _is_idle(events[rows[-1].indices[-1]]):

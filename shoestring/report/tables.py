@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from shoestring.report.record_view import Event, Moment, RecordView
+from shoestring.report.record_view import TOLD, Event, Moment, RecordView
 
 META = frozenset({"kind", "wall_s", "source"})
 LONG_TEXT_CHARS = 160
 SHOWN_MOMENTS = 500
-FIRST_KEPT = ("run", "end", "result", "fault", "checkpoint", "round", "decision")
 STRATEGY_COLUMNS = (
     ("step", "step_s", "duration"),
     ("compute", "compute_s", "duration"),
@@ -200,7 +199,7 @@ def strategies(view: RecordView) -> tuple[Entry, ...]:
 
 def shown_moments(view: RecordView) -> tuple[Moment, ...]:
     """The timeline's rows for the page: all, or the `SHOWN_MOMENTS` most telling of them, in order."""
-    ranked = sorted(enumerate(view.moments), key=lambda item: (FIRST_KEPT.index(item[1].kind), item[0]))
+    ranked = sorted(enumerate(view.moments), key=lambda item: (TOLD.index(item[1].kind), item[0]))
     return tuple(moment for _, moment in sorted(ranked[:SHOWN_MOMENTS], key=lambda item: item[0]))
 
 
