@@ -12,6 +12,7 @@ import pytest
 from shoestring.base.errors import RecordError
 from shoestring.base.record import read_events
 from shoestring.report.page import render, write_page
+from shoestring.report.record_view import TOLD
 from shoestring.report.verify import Page, parse, verify_page
 from tests.report.records import LIBRARY, Writer, whole_run
 
@@ -196,3 +197,22 @@ def test_a_page_that_cannot_be_written_is_an_error_and_leaves_the_old_one(run_di
     with pytest.raises(RecordError, match="cannot write the page"):
         write_page(run_dir, "another library")
     assert (run_dir / "report.html").read_text(encoding="utf-8") == before
+
+
+@pytest.mark.parametrize("kind", TOLD)
+def test_every_kind_that_is_told_has_its_row(tmp_path: Path, kind: str) -> None:
+    writer = Writer(tmp_path / "events.jsonl")
+    writer.begin()
+    writer.record.append(kind, step=1, action="told", reason=f"a {kind} for this test", members=["w0"])
+    assert f"a {kind} for this test" in render(read_events(tmp_path / "events.jsonl"), LIBRARY)
+
+
+def test_every_kind_that_the_product_records_is_shown_somewhere() -> None:
+    sources = (Path(__file__).parents[2] / "shoestring").rglob("*.py")
+    logged = {
+        kind
+        for path in sources
+        for kind in re.findall(r"(?:_log|record)\.append\(\s*\"(\w+)\"", path.read_text(encoding="utf-8"))
+    }
+    assert {"effect", "recovery", "decision"} <= logged
+    assert logged - set(TOLD) <= {"step", "data", "plan", "evaluation"}  # these have parts of their own
