@@ -53,6 +53,7 @@ class Steering:
         self._room = room
         self._monitor = Monitor(config.short_window_s, config.long_window_s)
         self._controller = Controller(config, self._monitor)
+        self._warm: set[str] = set()
         self._leaving: dict[str, Leave] = {}
         self._away: dict[str, _Away] = {}
         self._restart_s = 0.0
@@ -64,12 +65,15 @@ class Steering:
         self._controller.usual[worker] = micro_batch
 
     def observe(self, now: float, worker: str, report: StepReport) -> None:
-        """A worker has taken a step."""
+        """A worker has taken a step. The first one of a process fills caches and pools: it tells no speed."""
+        if worker not in self._warm:
+            self._warm.add(worker)
+            return
         self._monitor.observe(now, worker, report.samples, report.compute_s, report.passes)
 
     def lost(self, worker: str) -> None:
         """A worker's process is gone."""
-        self._monitor.forget(worker)
+        self._forget(worker)
         self._leaving.pop(worker, None)
 
     def formed(self, now: float, members: tuple[str, ...], pause_s: float) -> None:
@@ -149,7 +153,7 @@ class Steering:
         """Whether this worker, which asks for a round, has to go; asked once."""
         leave = self._leaving.pop(worker, None)
         if leave is not None:
-            self._monitor.forget(worker)
+            self._forget(worker)
             if leave.again:
                 self._away[worker] = _Away(now)
         return leave
@@ -192,6 +196,10 @@ class Steering:
             "samples_per_s": view.short.samples_per_s,
             "samples": float(view.last.samples) if view.last else 0.0,
         }
+
+    def _forget(self, worker: str) -> None:
+        self._monitor.forget(worker)
+        self._warm.discard(worker)
 
     def _record(self, step: int, decision: Decision) -> None:
         actions = [in_record(action) for action in decision.actions]

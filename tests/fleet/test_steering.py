@@ -142,6 +142,18 @@ def test_what_came_of_a_split_is_recorded(tmp_path: Path) -> None:
     assert effect["after_s"] < effect["before_s"] and "% of the time before" in effect["reason"]
 
 
+def test_the_first_step_of_a_process_says_nothing_of_its_speed(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, samples=64, control=ControlConfig(policy="lb-bsp", interval_s=0.0))
+    rig.begin()
+    rig.step(0)
+    for worker in ("w0", "w1"):
+        rig.send(m.Next(worker, 1, 1, 1, m.StepReport(4, 100.0 if worker == "w0" else 1.0, 0.1)))
+    speeds = rig.tick().status.workers
+    assert speeds["w0"]["samples_per_s"] == speeds["w1"]["samples_per_s"] == 0.0
+    rig.step(2)
+    assert rig.tick().status.workers["w0"]["samples_per_s"] == pytest.approx(8.0)
+
+
 @pytest.mark.parametrize("most", [0, 3])
 def test_room_is_what_the_settings_leave(tmp_path: Path, most: int) -> None:
     members = MemberConfig(workers=2, max_workers=most)
