@@ -203,7 +203,12 @@ def worker() -> str:
 
 def test_when_the_relay_dies_the_run_says_so_instead_of_hanging() -> None:
     with Lab(LabConfig(hosts=2, delay_ms=1.0)) as lab:
-        (relay,) = [pid for pid, words in processes_of(lab.name).items() if "relay.py" in words]
+
+        def relays() -> list[int]:
+            return [pid for pid, words in processes_of(lab.name).items() if "relay.py" in words]
+
+        assert wait_until(lambda: len(relays()) == 1)  # until it has started it has its parent's words
+        (relay,) = relays()
 
         def kill() -> None:
             if wait_until(lambda: sum("sleep 60" in words for words in processes_of(lab.name).values()) == 2):

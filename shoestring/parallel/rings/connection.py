@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ import torch
 import torch.distributed as dist
 
 from shoestring.parallel.backends import own_backend
-from shoestring.parallel.group import FORM_TIMEOUT_S, peer_errors
+from shoestring.parallel.group import FORM_TIMEOUT_S, PeerLostError, peer_errors
+from shoestring.parallel.peers import PeerWatch, hang_up
 
-# Tags count up from 0 and begin again here; the next one is kept for what must never arrive.
+# Tags count up from 0 and begin again here; those above are for watching peers.
 TAGS = 2**30
-NEVER = TAGS + 1
-AT_ONCE = timedelta(milliseconds=1)
 
 
 class Connection:
@@ -47,7 +46,7 @@ class Connection:
         self.cuda = device.type == "cuda"
         self.timeout = timedelta(seconds=timeout_s)
         self._next_tag = 0
-        self._looks: list[tuple[Any, torch.Tensor]] = []  # awaited for ever, so kept
+        self._watch: PeerWatch | None = None
         with peer_errors():
             self.backend: Any = own_backend(
                 dist.PrefixStore(name, store), rank, len(members), device, timeout_s
@@ -66,23 +65,18 @@ class Connection:
         self._next_tag += count
         return first
 
-    def look(self) -> None:
-        """Ask whether all peers are still there.
+    def watch(self, lost: Callable[[PeerLostError], object]) -> None:
+        """From now on `lost` is told, from a thread, when a peer is gone. All ranks do this, or none.
 
-        gloo wakes nobody who waits for a message of which a part has come when its sender dies; but to await
-        one more message from a dead peer fails at once.
-
-        Raises:
-            PeerLostError: one is gone.
+        NCCL has a watchdog of its own.
         """
-        backend = self.backend
-        if backend is None or self.cuda:
+        if self.cuda:
             return
-        for peer in range(self.size):
-            if peer != self.rank:
-                with peer_errors(f"rank {self.members[peer]} is gone"):
-                    never = torch.empty(1, dtype=torch.uint8)
-                    self._looks.append((backend.recv([never], peer, NEVER), never))
+
+        def gone(peer: int, said: str) -> None:
+            lost(PeerLostError(f"rank {self.members[peer]} is gone: {said}"))
+
+        self._watch = PeerWatch(self.backend, self.rank, self._peers(), gone)
 
     def abort(self) -> None:
         """Close every pair now, also under a thread that waits; waiting peers get an error at once."""
@@ -90,22 +84,23 @@ class Connection:
             return
         if self.cuda:
             self.backend.abort()
-            return
-        # gloo has no abort. But a receive that times out closes all pairs of its group, so let one time out;
-        # at a peer that is gone already it fails without doing so, hence at each.
-        for peer in range(self.size):
-            if peer != self.rank:
-                try:
-                    self.backend.recv([torch.empty(1, dtype=torch.uint8)], peer, NEVER).wait(AT_ONCE)
-                except RuntimeError as error:
-                    if "imed out" in str(error):
-                        return
+        else:
+            hang_up(self.backend, self._peers())
 
-    def close(self) -> None:
-        """Let go of the connection; nobody may wait on it any more."""
+    def close(self, friendly: bool = True) -> None:
+        """Let go of the connection; nobody may wait on it any more.
+
+        Args:
+            friendly: let peers go on with what they have with others.
+        """
         if self.cuda:
             self.backend.shutdown()
+        elif self._watch is not None:
+            self._watch.close(friendly)
         self.backend = None
+
+    def _peers(self) -> list[int]:
+        return [peer for peer in range(self.size) if peer != self.rank]
 
 
 def all_on_one_host(store: dist.Store, name: str, rank: int, size: int, timeout_s: float) -> bool:

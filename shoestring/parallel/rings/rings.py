@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
@@ -23,7 +22,6 @@ from shoestring.parallel.rings.work import Job, Runner, Told, cuda_runner, gloo_
 
 Order = Literal["rank", "nested"]
 IN_FLIGHT = 4
-LOOK_S = 0.5  # who waits longer asks whether the peers are still there
 Watch = Callable[[Request], Told]
 
 
@@ -34,17 +32,10 @@ class Pending:
         choice: the method it runs by, and why.
     """
 
-    def __init__(
-        self,
-        choice: Choice,
-        future: Future[Any] | None,
-        what: str = "",
-        look: Callable[[], object] | None = None,
-    ) -> None:
+    def __init__(self, choice: Choice, future: Future[Any] | None, what: str = "") -> None:
         self.choice = choice
         self._future = future
         self._what = what
-        self._look = look
 
     def done(self) -> bool:
         """Whether `wait` would return (or raise) at once; on CUDA: whether it has been enqueued."""
@@ -60,11 +51,6 @@ class Pending:
         if self._future is None:
             return
         try:
-            pause_s = LOOK_S
-            while not concurrent.futures.wait([self._future], pause_s).done:
-                pause_s *= 2.0  # each look leaves a receive behind, so a long wait takes few of them
-                if self._look is not None:
-                    self._look()
             event = self._future.result()
         except PeerLostError as error:
             raise PeerLostError(f"{self._what}: {error}") from error
@@ -146,6 +132,8 @@ class Rings:
             self._fail(error)
             self.close()
             raise
+        for runner in self._runners.values():
+            runner.watch()
 
     def all_gather(
         self,
@@ -253,15 +241,7 @@ class Rings:
         result = shard.detach().view(-1) if shard is not None else None
         told = self._watch(request) if self._watch is not None else None
         future = runner.submit(Job(operation, choice.method, what, whole, blocks, result, request, told))
-        return Pending(choice, future, what, self._look)
-
-    def _look(self) -> None:
-        """Fail what waits for a peer that is gone: gloo is silent where a message had come in part."""
-        try:
-            for runner in self._runners.values():
-                runner.look()
-        except PeerLostError as error:
-            self._fail(error)
+        return Pending(choice, future, what)
 
     def _fail(self, error: BaseException) -> BaseException:
         """Break everything, lest a thread or a peer wait for what will not come; gives the first error."""

@@ -65,12 +65,8 @@ class Runner(Protocol):
         """Begin; the future's result is None, or the CUDA event to wait for. None: done already."""
         ...
 
-    def look(self) -> None:
-        """Ask whether the peers are still there.
-
-        Raises:
-            PeerLostError: one is gone.
-        """
+    def watch(self) -> None:
+        """From now on everything fails when a peer is gone. All ranks do this, or none."""
         ...
 
     def abort(self, error: BaseException) -> None:
@@ -129,14 +125,10 @@ class GlooRunner:
             return None
         return self._main.submit(self._run, job, method, self._connection)
 
-    def look(self) -> None:
-        """Ask whether the peers are still there.
-
-        Raises:
-            PeerLostError: one is gone.
-        """
+    def watch(self) -> None:
+        """From now on everything fails when a peer is gone. All ranks do this, or none."""
         if self._connection is not None:
-            self._connection.look()
+            self._connection.watch(self._fail)
 
     def abort(self, error: BaseException) -> None:
         """Close the connection under whoever waits on it; all that was promised fails with this."""
@@ -152,7 +144,7 @@ class GlooRunner:
         for worker in (self._main, self._beside):
             worker.close(None if self._failed is None else STUCK_S)
         if self._connection is not None:
-            self._connection.close()
+            self._connection.close(friendly=self._failed is None)
 
     def _run(self, job: Job, method: Method, connection: Connection) -> None:
         if job.told is not None:
@@ -271,8 +263,8 @@ class CudaRunner:
         future.set_result(event)
         return future
 
-    def look(self) -> None:
-        """NCCL's own watchdog looks."""
+    def watch(self) -> None:
+        """NCCL's own watchdog does."""
 
     def abort(self, error: BaseException) -> None:
         """Let NCCL give up what it has begun."""

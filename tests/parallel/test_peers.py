@@ -1,0 +1,138 @@
+"""A peer that ends: with a farewell, without, or with a message half through, of which gloo tells nobody."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from shoestring.base.clock import SystemClock
+from shoestring.parallel import rings
+from shoestring.parallel.backends import own_backend
+from shoestring.parallel.group import PeerLostError
+from shoestring.parallel.peers import PeerWatch
+
+ITEMS = 100_000_000  # 100 MB: a tenth of a second on loopback
+DEADLINE_S = 30.0
+SOON_S = 5.0
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+
+
+def in_child(body: Callable[[], None]) -> int:
+    """Start a process that does this and ends with 0."""
+    child = os.fork()
+    if child == 0:
+        code = 8
+        try:
+            body()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def die_with_a_message_half_through() -> None:
+    """As soon as a part of what is sent is still in the socket."""
+    clock = SystemClock()
+    until_s = clock.now() + DEADLINE_S
+    while clock.now() < until_s:
+        lines = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
+        if any(int(line.split()[4].partition(":")[0], 16) > 100_000 for line in lines):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def was_killed(child: int) -> None:
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status), "the peer was through before it could die"
+
+
+def ring_of(rank: int, folder: Path) -> rings.Rings:
+    store = dist.FileStore(str(folder / "store"), 2)
+    return rings.Rings([[0, 1]], rank=rank, store=store, timeout_s=60.0, chunk_bytes=ITEMS, scopes=("world",))
+
+
+@pytest.mark.faults
+def test_rings_notice_a_peer_that_dies_within_a_message(tmp_path: Path) -> None:
+    def other() -> None:
+        gathered = torch.zeros(2 * ITEMS, dtype=torch.uint8)
+        ring = ring_of(1, tmp_path)
+        ring.all_gather(gathered, gathered[ITEMS:], method="flat")
+        die_with_a_message_half_through()
+
+    child = in_child(other)
+    gathered = torch.zeros(2 * ITEMS, dtype=torch.uint8)
+    ring = ring_of(0, tmp_path)
+    pending = ring.all_gather(gathered, gathered[:ITEMS], method="flat")
+    was_killed(child)
+    clock = SystemClock()
+    died_s = clock.now()
+    with pytest.raises(PeerLostError, match="all_gather"):
+        pending.wait()
+    ring.close()
+    assert clock.now() - died_s < SOON_S
+
+
+def watched(rank: int, folder: Path, lost: Callable[[int, str], None]) -> tuple[dist.ProcessGroup, PeerWatch]:
+    backend = own_backend(dist.FileStore(str(folder / "store"), 2), rank, 2, CPU, 60.0)
+    return backend, PeerWatch(backend, rank, [1 - rank], lost)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("friendly", [True, False])
+def test_a_farewell_tells_leaving_from_dying(tmp_path: Path, friendly: bool) -> None:
+    def other() -> None:
+        _, watch = watched(1, tmp_path, lambda peer, said: None)
+        watch.close(friendly)
+
+    child = in_child(other)
+    told: queue.Queue[int] = queue.Queue()
+    backend, watch = watched(0, tmp_path, lambda peer, said: told.put(peer))
+    assert os.waitpid(child, 0)[1] == 0
+    # Its socket is closed by now: a message to await from it fails, and what the watch was to say is said.
+    with pytest.raises(RuntimeError):
+        backend.recv([torch.empty(1)], 1, 5).wait(timedelta(seconds=DEADLINE_S))
+    if friendly:
+        watch.close(friendly=True)
+        assert told.empty()
+    else:
+        assert told.get(timeout=DEADLINE_S) == 1
+
+
+@pytest.mark.faults
+def test_hanging_up_wakes_who_waits_on_the_other_side(tmp_path: Path) -> None:
+    def other() -> None:
+        backend, _ = watched(1, tmp_path, lambda peer, said: None)
+        with pytest.raises(RuntimeError):
+            backend.recv([torch.empty(1)], 0, 5).wait(timedelta(seconds=DEADLINE_S))
+
+    child = in_child(other)
+    _, watch = watched(0, tmp_path, lambda peer, said: None)
+    clock = SystemClock()
+    began_s = clock.now()
+    watch.close(friendly=False)
+    assert os.waitpid(child, 0)[1] == 0
+    assert clock.now() - began_s < SOON_S
+
+
+@pytest.mark.faults
+def test_a_watch_that_was_closed_is_silent(tmp_path: Path) -> None:
+    child = in_child(lambda: watched(1, tmp_path, lambda peer, said: None)[1].close(friendly=False))
+    told: list[int] = []
+    _, watch = watched(0, tmp_path, lambda peer, said: told.append(peer))
+    watch.close(friendly=False)
+    watch.close(friendly=True)
+    said = list(told)
+    assert os.waitpid(child, 0)[1] == 0
+    assert told == said
