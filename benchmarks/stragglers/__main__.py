@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import math
 import statistics
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
-from benchmarks.common import ROOT, end_in_order, finish, table
+from benchmarks.common import RESULTS, ROOT, commit, end_in_order, finish, table
 from benchmarks.lab import require
 from benchmarks.network.arms import PartError, child
 from benchmarks.stragglers.places import CASES, FULL, SLOW, WORKERS
@@ -48,6 +51,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", default="", help=f"some of {', '.join(CASES)}")
     parser.add_argument("--arms", default="", help="some of the arms")
+    parser.add_argument(
+        "--add", action="store_true", help="to the recorded runs of other cases, taken in the same settings"
+    )
     options = parser.parse_args()
     require("ip", "tc")
     end_in_order()
@@ -76,6 +82,15 @@ def main() -> None:
                     continue
                 runs[case][arm].append(run)
                 print(f"  {case:14} {arm:8} seed {seed}: {run['took_s']:.1f} s", flush=True)
+    setting = {
+        "seeds": seeds, "workers": WORKERS, "full_cores": FULL, "slow": SLOW, "batch": BATCH,
+        "micro_batch": MICRO_BATCH,
+    }  # fmt: skip
+    taken = {case: f"{commit()[:7]}, {datetime.now(UTC):%Y-%m-%d}" for case in runs}
+    if options.add:
+        earlier = _recorded(setting)
+        runs = {case: earlier.runs[case] for case in CASES if case in earlier.runs} | runs
+        taken = earlier.taken | taken
     _show(runs)
     quality = measure_policy("nd", seeds=5 if options.quick else 20)
     figures = dict.fromkeys(KEYS) | figures_of(runs) | {"false_restarts": quality.false_restarts}
@@ -83,16 +98,42 @@ def main() -> None:
     if (error := samples["calibration"]["error_median"]) is not None:
         figures["simulation_error_median"] = round(error, 4)
     days, workers = (0.2, 100) if options.quick else (DAYS, MANY)
+    samples["taken"] = taken
     samples["month"] = month(workers, days)
     figures["month_vs_static"] = round(samples["month"]["nd_vs_static"], 3)
     if not options.quick:
         draw(samples["month"], ROOT / "docs" / "month.png")
     configuration = {
-        "quick": options.quick, "seeds": seeds, "workers": WORKERS, "full_cores": FULL, "slow": SLOW,
-        "batch": BATCH, "micro_batch": MICRO_BATCH,
-        "plan": [[case, list(arms), steps] for case, arms, steps in plan],
+        "quick": options.quick, **setting, "plan": [[case, list(arms), steps] for case, arms, steps in plan],
     }  # fmt: skip
     finish("stragglers", configuration, samples, figures)
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """Runs by case and arm, and when and of which commit each case was taken."""
+
+    runs: Runs
+    taken: dict[str, str]
+
+
+def _recorded(setting: dict[str, Any]) -> _Recorded:
+    """What the record has, if it was taken in this very setting."""
+    path = RESULTS / "stragglers.json"
+    if not path.exists():
+        return _Recorded({}, {})
+    record = json.loads(path.read_text())
+    other = {
+        name: record["configuration"][name]
+        for name in setting
+        if record["configuration"][name] != setting[name]
+    }
+    if other:
+        raise SystemExit(f"the recorded runs were taken with {other}, not {setting}: run all cases anew")
+    before = f"{record['commit'][:7]}, {record['when'][:10]}"
+    runs: Runs = record["samples"]["runs"]
+    known = record["samples"]["taken"] if "taken" in record["samples"] else {}
+    return _Recorded(runs, dict.fromkeys(runs, before) | known)
 
 
 def _calibration(runs: Runs) -> dict[str, Any]:
