@@ -7,16 +7,15 @@ parameters are cut, passes have collectives in them, so their waiting is taken o
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from shoestring.base.clock import Clock
-from shoestring.cluster.strategies import Layout
-from shoestring.parallel.paro.exchange import Pending, Scope
+from shoestring.parallel.paro.exchange import Pending
 from shoestring.parallel.paro.over_rings import RingExchange
 from shoestring.parallel.paro.plain import PlainExchange
+from shoestring.parallel.paro.waited import Wait, WaitedExchange
 
 
-class TimedExchange:
+class TimedExchange(WaitedExchange):
     """An exchange that adds up how long its caller has waited for it.
 
     Args:
@@ -28,55 +27,25 @@ class TimedExchange:
     """
 
     def __init__(self, inner: PlainExchange | RingExchange, clock: Clock) -> None:
-        self._inner = inner
+        super().__init__(inner)
+        self._line = inner
         self._clock = clock
         self.waited_s = 0.0
 
-    @property
-    def layout(self) -> Layout:
-        """The ranks and their groups."""
-        return self._inner.layout
-
-    @property
-    def rank(self) -> int:
-        """This rank."""
-        return self._inner.rank
-
-    def gather(self, output: Tensor, shard: Tensor, scope: Scope) -> Pending:
-        """See Exchange."""
-        return _Timed(self._inner.gather(output, shard, scope), self)
-
-    def reduce(self, shard: Tensor, full: Tensor, scope: Scope) -> Pending:
-        """See Exchange."""
-        return _Timed(self._inner.reduce(shard, full, scope), self)
-
-    def sum(self, tensor: Tensor, scope: Scope) -> Pending:
-        """See Exchange."""
-        return _Timed(self._inner.sum(tensor, scope), self)
+    def waiter(self) -> Wait:
+        """By the clock."""
+        return self._timed
 
     def close(self) -> None:
         """End threads and connections; may be called again."""
-        self._inner.close()
+        self._line.close()
 
-    def wait(self, pending: Pending) -> None:
-        """Wait for it, and count that."""
+    def _timed(self, pending: Pending) -> None:
         began_s = self._clock.now()
         try:
             pending.wait()
         finally:
             self.waited_s += self._clock.now() - began_s
-
-
-class _Timed:
-    def __init__(self, pending: Pending, exchange: TimedExchange) -> None:
-        self._pending = pending
-        self._exchange = exchange
-
-    def done(self) -> bool:
-        return self._pending.done()
-
-    def wait(self) -> None:
-        self._exchange.wait(self._pending)
 
 
 class Stopwatch:

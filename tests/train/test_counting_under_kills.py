@@ -87,7 +87,13 @@ def test_all_ones_while_a_policy_does_all_that_it_can(tmp_path: Path, strategy: 
 
 
 def check_all_ones(
-    tmp_path: Path, seed: int, workers: int, sharding: ShardingConfig, control: ControlConfig | None = None
+    tmp_path: Path,
+    seed: int,
+    workers: int,
+    sharding: ShardingConfig,
+    control: ControlConfig | None = None,
+    harm: type[ChaosHost] = ChaosHost,
+    **members: float,
 ) -> Events:
     train = TrainConfig(
         clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0), sharding=sharding
@@ -101,11 +107,11 @@ def check_all_ones(
         batch=10,
         train=train,
         checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed, keep=2),
-        members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05, "max_workers": 4},
+        members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05, "max_workers": 4} | members,
         control=control,
     )
     clock = SystemClock()
-    host = ChaosHost(launch, clock, seed)
+    host = harm(launch, clock, seed)
     with Interrupts() as interrupts:
         outcome = Supervisor(launch.fleet.members, host, clock, lambda status: None, interrupts).run()
     assert outcome.status == "finished", outcome

@@ -18,13 +18,12 @@ from __future__ import annotations
 
 import threading
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from torch import Tensor
-
 from shoestring.base.clock import Clock
-from shoestring.cluster.strategies import Layout
-from shoestring.parallel.paro.exchange import Exchange, Pending, Scope
+from shoestring.parallel.paro.exchange import Exchange, Pending
+from shoestring.parallel.paro.waited import Wait, WaitedExchange
 from shoestring.parallel.rings import Request
 from shoestring.parallel.rings.work import Told
 from shoestring.report.spans import COMPUTE, Kind, Span, lane_of
@@ -131,7 +130,7 @@ class Tracer:
             self._spans.append(span)
 
 
-class TracedExchange:
+class TracedExchange(WaitedExchange):
     """An exchange whose waits are kept as spans.
 
     Args:
@@ -140,43 +139,9 @@ class TracedExchange:
     """
 
     def __init__(self, inner: Exchange, tracer: Tracer) -> None:
-        self._inner = inner
+        super().__init__(inner)
         self._tracer = tracer
 
-    @property
-    def layout(self) -> Layout:
-        """The ranks and their groups."""
-        return self._inner.layout
-
-    @property
-    def rank(self) -> int:
-        """This rank."""
-        return self._inner.rank
-
-    def gather(self, output: Tensor, shard: Tensor, scope: Scope) -> Pending:
-        """As the inner one's."""
-        return self._traced(self._inner.gather(output, shard, scope))
-
-    def reduce(self, shard: Tensor, full: Tensor, scope: Scope) -> Pending:
-        """As the inner one's."""
-        return self._traced(self._inner.reduce(shard, full, scope))
-
-    def sum(self, tensor: Tensor, scope: Scope) -> Pending:
-        """As the inner one's."""
-        return self._traced(self._inner.sum(tensor, scope))
-
-    def _traced(self, pending: Pending) -> Pending:
-        return _Traced(pending, self._tracer, self._tracer.about)
-
-
-class _Traced:
-    def __init__(self, pending: Pending, tracer: Tracer, name: str) -> None:
-        self._pending = pending
-        self._tracer = tracer
-        self._name = name
-
-    def done(self) -> bool:
-        return self._pending.done()
-
-    def wait(self) -> None:
-        self._tracer.wait(self._pending, self._name)
+    def waiter(self) -> Wait:
+        """By the tracer, under the name that holds now."""
+        return partial(self._tracer.wait, name=self._tracer.about)

@@ -1,0 +1,83 @@
+"""Nothing lost, nothing doubled while processes are stopped (SIGSTOP) and go on, at seeded moments.
+
+For less time than silence is suffered, and for more: a stopped process that goes on is the worst kind of
+dead, since it acts again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from shoestring.base.clock import Clock
+from shoestring.fleet.launch import Launch
+from shoestring.train.config import ShardingConfig
+from tests.train.test_counting_under_kills import ChaosHost, check_all_ones
+
+
+class FreezingHost(ChaosHost):
+    """Stops a worker or the coordinator for a while, where ChaosHost kills."""
+
+    shortest_s, longest_s = 0.05, 0.5
+
+    def __init__(self, launch: Launch, clock: Clock, seed: int) -> None:
+        super().__init__(launch, clock, seed)
+        self._lengths = random.Random(f"lengths {seed}")
+
+    def _kill_something(self) -> None:
+        names = [name for name, _ in sorted(self.alive())]
+        whom = self._random.choice(["coordinator", *names])
+        pid = self.coordinator_pid if whom == "coordinator" else self.worker_pid(whom)
+        if pid:
+            freeze(pid, self._lengths.uniform(self.shortest_s, self.longest_s))
+            self.killed.append(f"{whom} was stopped")
+
+
+class LongFreezingHost(FreezingHost):
+    """For longer than a silence of one second is suffered."""
+
+    shortest_s, longest_s = 1.5, 4.0
+
+
+def freeze(pid: int, length_s: float) -> None:
+    """Stop a process; it goes on after a while, if it is still there. By its descriptor, since numbers are
+    used again."""
+    with contextlib.suppress(ProcessLookupError):
+        which = os.pidfd_open(pid)
+        signal.pidfd_send_signal(which, signal.SIGSTOP)
+        timer = threading.Timer(length_s, go_on, [which])
+        timer.daemon = True
+        timer.start()
+
+
+def go_on(which: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(which, signal.SIGCONT)
+    os.close(which)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strategy", ["NNN", "GGG"])
+def test_all_ones_while_processes_stop_for_a_moment(tmp_path: Path, strategy: str, seed: int) -> None:
+    log = check_all_ones(tmp_path, seed, 3, ShardingConfig(strategy=strategy), harm=FreezingHost)
+    hung = [event["reason"] for event in log.of("fault") if "hung" in event["reason"]]
+    assert not hung, "so short a stop is no reason to take anybody for hung"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strategy", ["NNN", "GGG"])
+def test_all_ones_while_processes_stop_for_long(tmp_path: Path, strategy: str, seed: int) -> None:
+    log = check_all_ones(
+        tmp_path, seed, 3, ShardingConfig(strategy=strategy), harm=LongFreezingHost,
+        heartbeat_timeout_s=1.0, hang_timeout_s=2.0,
+    )  # fmt: skip
+    reasons = [event["reason"] for event in log.of("fault")]
+    assert any("hung" in reason or "came back" in reason for reason in reasons), reasons
