@@ -91,6 +91,7 @@ def main() -> None:
         earlier = _recorded(setting)
         runs = {case: earlier.runs[case] for case in CASES if case in earlier.runs} | runs
         taken = earlier.taken | taken
+    _lean(runs)
     _show(runs)
     quality = measure_policy("nd", seeds=5 if options.quick else 20)
     figures = dict.fromkeys(KEYS) | figures_of(runs) | {"false_restarts": quality.false_restarts}
@@ -107,6 +108,20 @@ def main() -> None:
         "quick": options.quick, **setting, "plan": [[case, list(arms), steps] for case, arms, steps in plan],
     }  # fmt: skip
     finish("stragglers", configuration, samples, figures)
+
+
+def _lean(runs: Runs) -> None:
+    """Of workers keep only what figures are made of, rounded: the record is kept in the repository."""
+    for run in (run for arms in runs.values() for taken in arms.values() for run in taken):
+        run["workers"] = [
+            {
+                name: {"samples": w["samples"], "compute_s": round(w["compute_s"], 4)}
+                for name, w in step.items()
+            }
+            for step in run["workers"]
+        ]
+        for series in ("step_s", "ends_s", "losses"):
+            run[series] = [round(value, 5) for value in run[series]]
 
 
 @dataclass(frozen=True)
