@@ -16,8 +16,8 @@ help: ## this list
 demo: $(STAMP) ## train a small language model with two workers, one of which gets killed (some 5 minutes)
 	@$(BIN)/shoestring run demo $(ARGS)
 
-test: $(STAMP) ## all tests
-	@$(PYTEST) -n $(JOBS) $(ARGS)
+test: $(STAMP) ## all tests but those that take minutes each
+	@$(PYTEST) -m 'not long' -n $(JOBS) $(ARGS)
 
 test-faults: $(STAMP) ## only the tests that kill, hang and starve real processes
 	@$(PYTEST) -m faults $(ARGS)

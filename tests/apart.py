@@ -12,10 +12,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+SAID = "said-apart"
 
-def apart(folder: Path, body: Callable[[], None]) -> str:
-    """Run it; gives what it raised, or an empty string."""
-    said = folder / "said-apart"
+
+def begin_apart(folder: Path, body: Callable[[], None]) -> int:
+    """Begin it; gives the process, which is the caller's to wait for with `end_apart`."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -23,9 +24,14 @@ def apart(folder: Path, body: Callable[[], None]) -> str:
             body()
             code = 0
         except BaseException:
-            said.write_text(traceback.format_exc())
+            (folder / SAID).write_text(traceback.format_exc())
         finally:
             os._exit(code)
+    return child
+
+
+def end_apart(folder: Path, child: int) -> str:
+    """Wait for its end; gives what it raised, or an empty string."""
     status = None
     try:
         _, status = os.waitpid(child, 0)
@@ -35,4 +41,10 @@ def apart(folder: Path, body: Callable[[], None]) -> str:
             os.waitpid(child, 0)
     if os.waitstatus_to_exitcode(status) == 0:
         return ""
+    said = folder / SAID
     return said.read_text() if said.exists() else f"ended with status {status}"
+
+
+def apart(folder: Path, body: Callable[[], None]) -> str:
+    """Run it to its end; gives what it raised, or an empty string."""
+    return end_apart(folder, begin_apart(folder, body))

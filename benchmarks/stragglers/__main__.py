@@ -58,6 +58,11 @@ def main() -> None:
     require("ip", "tc")
     end_in_order()
     seeds = 1 if options.quick else options.seeds
+    setting = {
+        "seeds": seeds, "workers": WORKERS, "full_cores": FULL, "slow": SLOW, "batch": BATCH,
+        "micro_batch": MICRO_BATCH,
+    }  # fmt: skip
+    earlier = _recorded(setting) if options.add else _Recorded({}, {})  # before hours of work
     chosen = options.only.split(",") if options.only else list(CASES)
     kept = options.arms.split(",") if options.arms else [arm for _, arms, _ in PLAN for arm in arms]
     plan = (
@@ -82,15 +87,8 @@ def main() -> None:
                     continue
                 runs[case][arm].append(run)
                 print(f"  {case:14} {arm:8} seed {seed}: {run['took_s']:.1f} s", flush=True)
-    setting = {
-        "seeds": seeds, "workers": WORKERS, "full_cores": FULL, "slow": SLOW, "batch": BATCH,
-        "micro_batch": MICRO_BATCH,
-    }  # fmt: skip
     taken = {case: f"{commit()[:7]}, {datetime.now(UTC):%Y-%m-%d}" for case in runs}
-    if options.add:
-        earlier = _recorded(setting)
-        runs = {case: earlier.runs[case] for case in CASES if case in earlier.runs} | runs
-        taken = earlier.taken | taken
+    runs, taken = earlier.runs | runs, earlier.taken | taken
     _lean(runs)
     _show(runs)
     quality = measure_policy("nd", seeds=5 if options.quick else 20)
@@ -105,9 +103,17 @@ def main() -> None:
     if not options.quick:
         draw(samples["month"], ROOT / "docs" / "month.png")
     configuration = {
-        "quick": options.quick, **setting, "plan": [[case, list(arms), steps] for case, arms, steps in plan],
+        "quick": options.quick, **setting, "plan": _plan_of(runs),
     }  # fmt: skip
     finish("stragglers", configuration, samples, figures)
+
+
+def _plan_of(runs: Runs) -> list[tuple[str, list[str], list[int]]]:
+    """Each case, its arms, and the steps of its runs."""
+    return [
+        (case, list(arms), sorted({run["steps"] for taken in arms.values() for run in taken}))
+        for case, arms in runs.items()
+    ]
 
 
 def _lean(runs: Runs) -> None:
@@ -170,7 +176,8 @@ def figures_of(runs: Runs) -> dict[str, Any]:
     even = _ratio(runs, "even", "nd", "none")
     found["overhead"] = round(even - 1.0, 4) if even is not None else None
     found["dd_vs_static"] = _ratio(runs, "three speeds", "none", "dd")
-    found["dd_gap_to_bound"] = _gap(runs)
+    found["dd_gap_to_bound"] = _gap(runs, by_step=True)
+    found["dd_gap_of_medians"] = _gap(runs, by_step=False)
     slow = runs["turns slow"]["nd"] if "turns slow" in runs else []
     times = [recovery_s(run) for run in slow]
     found["restart_recovery_s"] = round(statistics.median(times), 1) if times else None
@@ -186,15 +193,19 @@ def _ratio(runs: Runs, case: str, over: str, under: str) -> float | None:
     return round(statistics.median(times[0][s] / times[1][s] for s in both), 3) if both else None
 
 
-def _gap(runs: Runs) -> float | None:
+def _gap(runs: Runs, by_step: bool) -> float | None:
     """How much longer the slowest worker computes under `dd`, once it has settled, than the optimum of its
-    programme for the costs that the same runs' workers had."""
+    programme for the costs that the same runs' workers had: the slowest of each step, or by medians over
+    steps."""
     if "three speeds" not in runs or not runs["three speeds"]["dd"]:
         return None
     gaps = []
     for run in runs["three speeds"]["dd"]:
         late = run["workers"][int(len(run["workers"]) * LATE) :]
-        took_s = statistics.median(max(w["compute_s"] for w in step.values()) for step in late)
+        if by_step:
+            took_s = statistics.median(max(w["compute_s"] for w in step.values()) for step in late)
+        else:
+            took_s = max(statistics.median(step[name]["compute_s"] for step in late) for name in late[0])
         per_sample_s = {
             name: statistics.median(step[name]["compute_s"] / step[name]["samples"] for step in late)
             for name in late[0]

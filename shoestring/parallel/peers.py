@@ -31,14 +31,13 @@ class PeerWatch:
 
     Args:
         backend: a gloo process group; its other traffic goes on beside.
-        rank: this rank; peers: the other ranks.
+        peers: the other ranks.
         lost: called once for each peer that is gone, from a thread, with its rank and the backend's words;
             not after `close`.
     """
 
-    def __init__(self, backend: Any, rank: int, peers: Iterable[int], lost: Lost) -> None:
+    def __init__(self, backend: Any, peers: Iterable[int], lost: Lost) -> None:
         self._backend = backend
-        self._rank = rank
         self._lost = lost
         self._closing = False
         self._threads: dict[int, threading.Thread] = {}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import queue
 import signal
+import threading
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -18,6 +18,7 @@ from shoestring.parallel import rings
 from shoestring.parallel.backends import own_backend
 from shoestring.parallel.group import PeerLostError
 from shoestring.parallel.peers import PeerWatch
+from tests.apart import begin_apart, end_apart
 
 ITEMS = 100_000_000  # 100 MB: a tenth of a second on loopback
 DEADLINE_S = 30.0
@@ -30,19 +31,6 @@ def _loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 
-def in_child(body: Callable[[], None]) -> int:
-    """Start a process that does this and ends with 0."""
-    child = os.fork()
-    if child == 0:
-        code = 8
-        try:
-            body()
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
 def die_with_a_message_half_through() -> None:
     """As soon as a part of what is sent is still in the socket."""
     clock = SystemClock()
@@ -51,11 +39,7 @@ def die_with_a_message_half_through() -> None:
         lines = Path("/proc/self/net/tcp").read_text().splitlines()[1:]
         if any(int(line.split()[4].partition(":")[0], 16) > 100_000 for line in lines):
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-def was_killed(child: int) -> None:
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status), "the peer was through before it could die"
+    raise AssertionError("the peer was through before it could die")
 
 
 def ring_of(rank: int, folder: Path) -> rings.Rings:
@@ -71,11 +55,11 @@ def test_rings_notice_a_peer_that_dies_within_a_message(tmp_path: Path) -> None:
         ring.all_gather(gathered, gathered[ITEMS:], method="flat")
         die_with_a_message_half_through()
 
-    child = in_child(other)
+    child = begin_apart(tmp_path, other)
     gathered = torch.zeros(2 * ITEMS, dtype=torch.uint8)
     ring = ring_of(0, tmp_path)
     pending = ring.all_gather(gathered, gathered[:ITEMS], method="flat")
-    was_killed(child)
+    assert end_apart(tmp_path, child) == f"ended with status {int(signal.SIGKILL)}"
     clock = SystemClock()
     died_s = clock.now()
     with pytest.raises(PeerLostError, match="all_gather"):
@@ -86,7 +70,7 @@ def test_rings_notice_a_peer_that_dies_within_a_message(tmp_path: Path) -> None:
 
 def watched(rank: int, folder: Path, lost: Callable[[int, str], None]) -> tuple[dist.ProcessGroup, PeerWatch]:
     backend = own_backend(dist.FileStore(str(folder / "store"), 2), rank, 2, CPU, 60.0)
-    return backend, PeerWatch(backend, rank, [1 - rank], lost)
+    return backend, PeerWatch(backend, [1 - rank], lost)
 
 
 @pytest.mark.faults
@@ -96,18 +80,15 @@ def test_a_farewell_tells_leaving_from_dying(tmp_path: Path, friendly: bool) -> 
         _, watch = watched(1, tmp_path, lambda peer, said: None)
         watch.close(friendly)
 
-    child = in_child(other)
-    told: queue.Queue[int] = queue.Queue()
-    backend, watch = watched(0, tmp_path, lambda peer, said: told.put(peer))
-    assert os.waitpid(child, 0)[1] == 0
-    # Its socket is closed by now: a message to await from it fails, and what the watch was to say is said.
-    with pytest.raises(RuntimeError):
-        backend.recv([torch.empty(1)], 1, 5).wait(timedelta(seconds=DEADLINE_S))
-    if friendly:
-        watch.close(friendly=True)
-        assert told.empty()
-    else:
-        assert told.get(timeout=DEADLINE_S) == 1
+    child = begin_apart(tmp_path, other)
+    told: list[int] = []
+    _, watch = watched(0, tmp_path, lambda peer, said: told.append(peer))
+    (waits,) = [thread for thread in threading.enumerate() if thread.name == "peer-1"]
+    assert end_apart(tmp_path, child) == ""
+    waits.join(DEADLINE_S)
+    assert not waits.is_alive()
+    assert told == ([] if friendly else [1])
+    watch.close(friendly=True)
 
 
 @pytest.mark.faults
@@ -117,22 +98,13 @@ def test_hanging_up_wakes_who_waits_on_the_other_side(tmp_path: Path) -> None:
         with pytest.raises(RuntimeError):
             backend.recv([torch.empty(1)], 0, 5).wait(timedelta(seconds=DEADLINE_S))
 
-    child = in_child(other)
-    _, watch = watched(0, tmp_path, lambda peer, said: None)
+    child = begin_apart(tmp_path, other)
+    told: list[int] = []
+    _, watch = watched(0, tmp_path, lambda peer, said: told.append(peer))
     clock = SystemClock()
     began_s = clock.now()
     watch.close(friendly=False)
-    assert os.waitpid(child, 0)[1] == 0
-    assert clock.now() - began_s < SOON_S
-
-
-@pytest.mark.faults
-def test_a_watch_that_was_closed_is_silent(tmp_path: Path) -> None:
-    child = in_child(lambda: watched(1, tmp_path, lambda peer, said: None)[1].close(friendly=False))
-    told: list[int] = []
-    _, watch = watched(0, tmp_path, lambda peer, said: told.append(peer))
-    watch.close(friendly=False)
     watch.close(friendly=True)
-    said = list(told)
-    assert os.waitpid(child, 0)[1] == 0
-    assert told == said
+    assert end_apart(tmp_path, child) == ""
+    assert clock.now() - began_s < SOON_S
+    assert not told, "it hung up by itself: that is nobody's loss"

@@ -33,9 +33,12 @@ class FreezingHost(ChaosHost):
     def _kill_something(self) -> None:
         names = [name for name, _ in sorted(self.alive())]
         whom = self._random.choice(["coordinator", *names])
+        self._stop(whom, self._lengths.uniform(self.shortest_s, self.longest_s))
+
+    def _stop(self, whom: str, length_s: float) -> None:
         pid = self.coordinator_pid if whom == "coordinator" else self.worker_pid(whom)
         if pid:
-            freeze(pid, self._lengths.uniform(self.shortest_s, self.longest_s))
+            freeze(pid, length_s)
             self.killed.append(f"{whom} was stopped")
 
 
@@ -43,6 +46,22 @@ class LongFreezingHost(FreezingHost):
     """For longer than a silence of one second is suffered."""
 
     shortest_s, longest_s = 1.5, 4.0
+
+
+class OneMinuteHost(FreezingHost):
+    """Stops one worker for a minute, once."""
+
+    whom = "w1"
+
+    def _kill_something(self) -> None:
+        if not self.killed:
+            self._stop(self.whom, 60.0)
+
+
+class CoordinatorsMinuteHost(OneMinuteHost):
+    """Stops the coordinator instead."""
+
+    whom = "coordinator"
 
 
 def freeze(pid: int, length_s: float) -> None:
@@ -81,3 +100,15 @@ def test_all_ones_while_processes_stop_for_long(tmp_path: Path, strategy: str, s
     )  # fmt: skip
     reasons = [event["reason"] for event in log.of("fault")]
     assert any("hung" in reason or "came back" in reason for reason in reasons), reasons
+
+
+@pytest.mark.faults
+@pytest.mark.long
+@pytest.mark.parametrize("harm", [OneMinuteHost, CoordinatorsMinuteHost])
+@pytest.mark.parametrize("strategy", ["NNN", "GGG"])
+def test_all_ones_where_one_stops_for_a_minute(
+    tmp_path: Path, strategy: str, harm: type[OneMinuteHost]
+) -> None:
+    log = check_all_ones(tmp_path, 0, 3, ShardingConfig(strategy=strategy), harm=harm)
+    hung = [event["reason"] for event in log.of("fault") if "hung" in event["reason"]]
+    assert len(hung) == (0 if harm is CoordinatorsMinuteHost else 1), hung

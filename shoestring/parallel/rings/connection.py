@@ -76,7 +76,7 @@ class Connection:
         def gone(peer: int, said: str) -> None:
             lost(PeerLostError(f"rank {self.members[peer]} is gone: {said}"))
 
-        self._watch = PeerWatch(self.backend, self.rank, self._peers(), gone)
+        self._watch = PeerWatch(self.backend, self._peers(), gone)
 
     def abort(self) -> None:
         """Close every pair now, also under a thread that waits; waiting peers get an error at once."""
