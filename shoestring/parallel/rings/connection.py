@@ -13,10 +13,10 @@ import torch.distributed as dist
 
 from shoestring.parallel.backends import own_backend
 from shoestring.parallel.group import FORM_TIMEOUT_S, PeerLostError, peer_errors
-from shoestring.parallel.peers import PeerWatch, hang_up
+from shoestring.parallel.peers import FAREWELL, PeerWatch, hang_up
 
-# Tags count up from 0 and begin again here; those above are for watching peers.
-TAGS = 2**30
+# Tags count up from 0 and begin again here; those from there on are for watching peers.
+TAGS = FAREWELL
 
 
 class Connection:
