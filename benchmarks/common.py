@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 from datetime import UTC, datetime
@@ -83,8 +84,13 @@ def finish(
         "figures": figures,
         "samples": samples,
     }
-    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(_short(json.dumps(result, indent=1)) + "\n")
     print(json.dumps(figures))
+
+
+def _short(text: str) -> str:
+    """JSON with lists of plain values on one line each."""
+    return re.sub(r"\[[^\[\]{}\"]*\]", lambda found: re.sub(r"\s+", " ", found.group()), text)
 
 
 def _git(*words: str) -> str:

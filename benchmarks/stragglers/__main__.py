@@ -18,14 +18,18 @@ from typing import Any
 from benchmarks.common import RESULTS, ROOT, commit, end_in_order, finish, table
 from benchmarks.lab import require
 from benchmarks.network.arms import PartError, child
+from benchmarks.stragglers.kept import Kept
 from benchmarks.stragglers.places import CASES, FULL, SLOW, WORKERS
 from benchmarks.stragglers.run import BATCH, MICRO_BATCH, control
 from benchmarks.stragglers.simulated import calibrate, draw, month
 from shoestring.control.balance import Part, balance
 from shoestring.sim.conformance import measure as measure_policy
 
+Plan = tuple[tuple[str, tuple[str, ...], int], ...]
+"""Cases, the arms of each, the steps of a run."""
+KEPT = ROOT / ".bench" / "stragglers"
 KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit_vs_sync", "false_restarts")
-PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (
+PLAN: Plan = (
     ("persistent", ("none", "nd", "lb-bsp", "ddp"), 60),
     ("transient", ("none", "nd", "lb-bsp", "ddp"), 60),
     ("both", ("none", "nd", "lb-bsp"), 60),
@@ -33,7 +37,7 @@ PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (
     ("three speeds", ("none", "dd"), 60),
     ("turns slow", ("nd",), 150),
 )
-QUICK_PLAN: tuple[tuple[str, tuple[str, ...], int], ...] = (("persistent", ("none", "nd"), 12),)
+QUICK_PLAN: Plan = (("persistent", ("none", "nd"), 12),)
 SEEDS = 5
 MANY, DAYS = 1000, 30.0
 """Workers and days of the simulated month."""
@@ -74,22 +78,9 @@ def main() -> None:
             if case in chosen
         )
     )
-    runs: Runs = {case: {arm: [] for arm in arms} for case, arms, _ in plan}
-    failed: dict[str, str] = {}
-    for seed in range(seeds):
-        for case, arms, steps in plan:
-            for arm in arms if seed % 2 == 0 else arms[::-1]:
-                try:
-                    run = child("benchmarks.stragglers.run", [arm, case, str(seed), str(steps)], TIMEOUT_S)
-                except PartError as error:
-                    failed[f"{case}, {arm}, seed {seed}"] = str(error)
-                    print(f"  {case}, {arm}, seed {seed} failed: {str(error)[-300:]}", flush=True)
-                    continue
-                runs[case][arm].append(run)
-                print(f"  {case:14} {arm:8} seed {seed}: {run['took_s']:.1f} s", flush=True)
+    runs, failed = _measure(plan, seeds, None if options.quick else Kept(KEPT, setting))
     taken = {case: f"{commit()[:7]}, {datetime.now(UTC):%Y-%m-%d}" for case in runs}
     runs, taken = earlier.runs | runs, earlier.taken | taken
-    _lean(runs)
     _show(runs)
     quality = measure_policy("nd", seeds=5 if options.quick else 20)
     figures = dict.fromkeys(KEYS) | figures_of(runs) | {"false_restarts": quality.false_restarts}
@@ -108,6 +99,29 @@ def main() -> None:
     finish("stragglers", configuration, samples, figures)
 
 
+def _measure(plan: Plan, seeds: int, kept: Kept | None) -> tuple[Runs, dict[str, str]]:
+    """All runs of the plan, and what failed of them. Those that are kept from before are not run again."""
+    runs: Runs = {case: {arm: [] for arm in arms} for case, arms, _ in plan}
+    failed: dict[str, str] = {}
+    for seed in range(seeds):
+        for case, arms, steps in plan:
+            for arm in arms if seed % 2 == 0 else arms[::-1]:
+                words = [arm, case, str(seed), str(steps)]
+                run = kept.find(words) if kept else None
+                if run is None:
+                    try:
+                        run = _lean(child("benchmarks.stragglers.run", words, TIMEOUT_S))
+                    except PartError as error:
+                        failed[f"{case}, {arm}, seed {seed}"] = str(error)
+                        print(f"  {case}, {arm}, seed {seed} failed: {str(error)[-300:]}", flush=True)
+                        continue
+                    if kept:
+                        kept.add(words, run)
+                runs[case][arm].append(run)
+                print(f"  {case:14} {arm:8} seed {seed}: {run['took_s']:.1f} s", flush=True)
+    return runs, failed
+
+
 def _plan_of(runs: Runs) -> list[tuple[str, list[str], list[int]]]:
     """Each case, its arms, and the steps of its runs."""
     return [
@@ -116,18 +130,19 @@ def _plan_of(runs: Runs) -> list[tuple[str, list[str], list[int]]]:
     ]
 
 
-def _lean(runs: Runs) -> None:
-    """Of workers keep only what figures are made of, rounded: the record is kept in the repository."""
-    for run in (run for arms in runs.values() for taken in arms.values() for run in taken):
-        run["workers"] = [
-            {
-                name: {"samples": w["samples"], "compute_s": round(w["compute_s"], 4)}
-                for name, w in step.items()
-            }
-            for step in run["workers"]
-        ]
-        for series in ("step_s", "ends_s", "losses"):
-            run[series] = [round(value, 5) for value in run[series]]
+def _lean(run: dict[str, Any]) -> dict[str, Any]:
+    """Of workers keep only what figures are made of, rounded, by step: the record is kept in the
+    repository."""
+    steps = run.pop("workers") if "workers" in run else []
+    names = sorted(steps[0]) if steps else []
+    for what, digits in (("samples", 0), ("compute_s", 4)):
+        run[what + "_of"] = {
+            name: [round(step[name][what], digits or None) if name in step else None for step in steps]
+            for name in names
+        }
+    for series in ("step_s", "ends_s", "losses"):
+        run[series] = [round(value, 5) for value in run[series]] if series in run else []
+    return run
 
 
 @dataclass(frozen=True)
@@ -201,14 +216,16 @@ def _gap(runs: Runs, by_step: bool) -> float | None:
         return None
     gaps = []
     for run in runs["three speeds"]["dd"]:
-        late = run["workers"][int(len(run["workers"]) * LATE) :]
+        late = slice(int(len(run["step_s"]) * LATE), None)
+        took = {name: series[late] for name, series in run["compute_s_of"].items()}
+        samples = {name: series[late] for name, series in run["samples_of"].items()}
         if by_step:
-            took_s = statistics.median(max(w["compute_s"] for w in step.values()) for step in late)
+            took_s = statistics.median(max(step) for step in zip(*took.values(), strict=True))
         else:
-            took_s = max(statistics.median(step[name]["compute_s"] for step in late) for name in late[0])
+            took_s = max(statistics.median(series) for series in took.values())
         per_sample_s = {
-            name: statistics.median(step[name]["compute_s"] / step[name]["samples"] for step in late)
-            for name in late[0]
+            name: statistics.median(s / n for s, n in zip(took[name], samples[name], strict=True))
+            for name in took
         }
         # The costs at the split that was found, passes in them: the optimum for them can only be lower.
         parts = [Part(0.0, per_sample_s[name], BATCH) for name in sorted(per_sample_s)]

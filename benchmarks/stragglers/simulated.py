@@ -68,13 +68,14 @@ def calibrate(
 
 
 def _predict(static: dict[str, Any], batch: int, config: ControlConfig, steps: int, seed: int) -> float:
-    workers = sorted(static["workers"][0])
-    late = static["workers"][len(static["workers"]) // 2 :]
-    rates = {w: [step[w]["compute_s"] / step[w]["samples"] for step in late] for w in workers}
+    workers = sorted(static["compute_s_of"])
+    half = slice(len(static["step_s"]) // 2, None)
+    took = {w: static["compute_s_of"][w][half] for w in workers}
+    rates = {w: [s / n for s, n in zip(took[w], static["samples_of"][w][half], strict=True)] for w in workers}
     medians = {w: statistics.median(values) for w, values in rates.items()}
     noise = statistics.median(statistics.pstdev(rates[w]) / medians[w] for w in workers)
-    slowest_s = statistics.median(max(step[w]["compute_s"] for w in workers) for step in late)
-    exchange_s = statistics.median(static["step_s"][len(static["step_s"]) // 2 :]) - slowest_s
+    slowest_s = statistics.median(max(step) for step in zip(*took.values(), strict=True))
+    exchange_s = statistics.median(static["step_s"][half]) - slowest_s
     machines = Machines(
         speeds=tuple(1 / medians[w] for w in workers), batch=batch, exchange_s=max(0.0, exchange_s)
     )
