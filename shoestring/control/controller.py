@@ -31,6 +31,7 @@ from shoestring.control.decisions import (
     RemoveWorker,
     Restart,
     Restarted,
+    UseBackups,
 )
 from shoestring.control.monitor import Monitor
 from shoestring.control.policies import POLICIES
@@ -46,7 +47,7 @@ class ControlConfig(Config):
     """When to decide, from how much, and by which policy.
 
     Attributes:
-        policy: `nd`, `dd`, `none`, `fixed`, `lb-bsp`, or `my_module:my_function` for your own.
+        policy: `nd`, `dd`, `none`, `fixed`, `lb-bsp`, `backup`, or `my_module:my_function` for your own.
         interval_s: between decisions.
         short_window_s, long_window_s: lengths of the monitor's windows.
         options: what policies go by.
@@ -100,6 +101,7 @@ class _Kept(msgspec.Struct, array_like=True):
     limits: dict[str, int]
     lr_factor: float
     restarts: dict[str, list[tuple[float, float]]]
+    backups: tuple[int, float] = (0, 0.0)
 
 
 def policy_named(name: str) -> Policy:
@@ -151,6 +153,7 @@ class Controller:
         micro_batch: worker -> samples of a pass, where that was decided.
         limits: worker -> the most samples of a pass that its memory holds, where that was learnt.
         lr_factor: on the schedule's learning rate.
+        backups: workers that a step goes on without, and the grace that they get (see UseBackups).
 
     Raises:
         ConfigError: there is no such policy.
@@ -170,6 +173,7 @@ class Controller:
         self.micro_batch: dict[str, int] = {}
         self.limits: dict[str, int] = {}
         self.lr_factor = 1.0
+        self.backups = (0, 0.0)
 
     @property
     def shares(self) -> dict[str, float]:
@@ -242,6 +246,7 @@ class Controller:
             most={w: self.most_of(w, facts.batch) for w in members},
             batch=facts.batch,
             lr_factor=self.lr_factor,
+            backups=self.backups,
             restarts=dict(self._restarts),
             restart_s=facts.restart_s,
             remaining_s=facts.remaining_s,
@@ -256,14 +261,14 @@ class Controller:
         """What is in force and what was learnt, for a controller that takes over."""
         restarts = {w: [(one.at_s, one.samples_per_s) for one in many] for w, many in self._restarts.items()}
         return msgspec.msgpack.encode(
-            _Kept(self._shares, self.micro_batch, self.limits, self.lr_factor, restarts)
+            _Kept(self._shares, self.micro_batch, self.limits, self.lr_factor, restarts, self.backups)
         )
 
     def restore(self, data: bytes) -> None:
         """Take over; the monitor begins anew, by what workers report from now on."""
         kept = msgspec.msgpack.decode(data, type=_Kept)
         self._shares, self.micro_batch, self.limits = kept.shares, kept.micro_batch, kept.limits
-        self.lr_factor = kept.lr_factor
+        self.lr_factor, self.backups = kept.lr_factor, kept.backups
         self._restarts = {w: tuple(Restarted(*one) for one in many) for w, many in kept.restarts.items()}
 
     def step_took(self, seconds: float) -> Effect | None:
@@ -284,6 +289,8 @@ class Controller:
                 self.micro_batch |= action.micro_batch
             elif isinstance(action, AdjustLr):
                 self.lr_factor = action.factor
+            elif isinstance(action, UseBackups):
+                self.backups = (action.count, action.grace)
             elif isinstance(action, Restart):
                 one = Restarted(now, state.workers[action.worker].long.samples_per_s)
                 before = self._restarts[action.worker] if action.worker in self._restarts else ()
@@ -326,6 +333,9 @@ def _wrong(action: object, state: ControlState) -> str:
     elif isinstance(action, AdjustLr):
         if not (math.isfinite(action.factor) and action.factor > 0):
             return "a learning rate that makes no sense"
+    elif isinstance(action, UseBackups):
+        if not (0 <= action.count < len(members) and math.isfinite(action.grace) and action.grace >= 0):
+            return f"{action.count} backups of {len(members)} workers, with a grace of {action.grace:g}"
     elif isinstance(action, (Restart, RemoveWorker)):
         if action.worker not in members:
             return "a worker that is not there"

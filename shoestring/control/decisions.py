@@ -64,7 +64,22 @@ class RemoveWorker:
     worker: str
 
 
-Action = AdjustBatch | AdjustAccumulation | AdjustLr | Restart | AddWorkers | RemoveWorker
+@dataclass(frozen=True)
+class UseBackups:
+    """Go on without the slowest `count` workers of a step: what they have not computed by then goes back to
+    the ledger (backup workers: Chen et al., Revisiting distributed synchronous SGD, arXiv 1604.00981).
+
+    Attributes:
+        count: 0: wait for everybody.
+        grace: part of the time that the others took, that is waited for the late ones.
+    """
+
+    kind: ClassVar[str] = "use_backups"
+    count: int
+    grace: float = 0.0
+
+
+Action = AdjustBatch | AdjustAccumulation | AdjustLr | UseBackups | Restart | AddWorkers | RemoveWorker
 
 
 def in_record(action: Action) -> dict[str, Any]:
@@ -95,6 +110,7 @@ class ControlState:
         most: samples of a pass at most: what the training asks for, or what memory was found to hold.
         batch: samples of the global batch.
         lr_factor: on the schedule's learning rate.
+        backups: workers that a step goes on without, and the grace that they get.
         restarts: what policies had restarted, oldest first.
         restart_s: seconds of the whole fleet's work that a restart has cost so far; 0: none yet.
         remaining_s: until the end of the run at its present speed; inf where nothing is known.
@@ -107,6 +123,7 @@ class ControlState:
     most: Mapping[str, int]
     batch: int
     lr_factor: float = 1.0
+    backups: tuple[int, float] = (0, 0.0)
     restarts: Mapping[str, tuple[Restarted, ...]] = field(default_factory=dict)
     restart_s: float = 0.0
     remaining_s: float = math.inf
@@ -141,6 +158,8 @@ class PolicyOptions(Config):
         cooldown_s: between two restarts of a worker.
         restart_cost_s: what a restart is taken to cost before one was measured.
         least_pass: fewest samples of a pass that `dd` chooses.
+        backups: workers that `backup` does not wait for.
+        grace: part of the others' time that `backup` waits all the same, for work that is nearly done.
         lr: how the learning rate follows the samples of a step that count: `keep`, `linear`, `sqrt`.
         reference_batch: samples at which the schedule's learning rate is right; 0: `lr` does nothing.
         extra: for policies of your own.
@@ -156,6 +175,8 @@ class PolicyOptions(Config):
     cooldown_s: float = 120.0
     restart_cost_s: float = 30.0
     least_pass: int = Field(default=1, ge=1)
+    backups: int = Field(default=1, ge=0)
+    grace: float = Field(default=0.1, ge=0.0)
     lr: Literal["keep", "linear", "sqrt"] = "keep"
     reference_batch: int = Field(default=0, ge=0)
     extra: dict[str, float] = {}

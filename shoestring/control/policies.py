@@ -6,7 +6,14 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from shoestring.control.dd import dd
-from shoestring.control.decisions import AdjustBatch, ControlState, Decision, Policy, PolicyOptions
+from shoestring.control.decisions import (
+    AdjustBatch,
+    ControlState,
+    Decision,
+    Policy,
+    PolicyOptions,
+    UseBackups,
+)
 from shoestring.control.gains import told_speeds
 from shoestring.control.nd import nd
 
@@ -46,6 +53,15 @@ def lb_bsp(now: float, state: ControlState, options: PolicyOptions) -> Decision:
     )
 
 
+def backup(now: float, state: ControlState, options: PolicyOptions) -> Decision:
+    """Even parts, and no waiting for the slowest `options.backups` of each step."""
+    count = min(options.backups, len(state.workers) - 1)
+    if state.backups == (count, options.grace):
+        return Decision((), f"steps go on without the slowest {count}")
+    action = UseBackups(count, options.grace)
+    return Decision((action,), f"steps go on without the slowest {count} of {len(state.workers)}")
+
+
 POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {"nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp}
+    {"nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp, "backup": backup}
 )

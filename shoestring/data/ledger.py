@@ -11,13 +11,14 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
-from typing import Literal, TypeVar
+from typing import Literal
 
 import msgspec
 
 from shoestring.base.errors import LedgerError
 from shoestring.data.blame import Blame
 from shoestring.data.ledger_state import (
+    BUG,
     Counts,
     Head,
     Lease,
@@ -26,17 +27,17 @@ from shoestring.data.ledger_state import (
     Outcome,
     Snapshot,
     decode_snapshot,
+    discard,
+    disjoint,
     encode_snapshot,
 )
-from shoestring.data.ranges import Range, RangeSet, size
+from shoestring.data.ranges import Range, RangeSet, append, size
 
 __all__ = ["Counts", "Lease", "Ledger", "LedgerSpec", "Letter", "Outcome", "Snapshot"]
 
 REMEMBERED_LOSSES = 10_000
-BUG = "report this as a bug"
 
 InFlight = Literal["doing", "todo"]
-K = TypeVar("K")
 
 
 class Ledger:
@@ -107,7 +108,7 @@ class Ledger:
             self._finish(lease)
             return Outcome.COUNTED
         held = RangeSet(lease.ranges)
-        done = [part for start, stop in _disjoint(ranges) for part in held.overlap(start, stop)]
+        done = [part for start, stop in disjoint(ranges) for part in held.overlap(start, stop)]
         if not done:
             return Outcome.DUPLICATE
         for start, stop in done:
@@ -218,6 +219,30 @@ class Ledger:
         """`fail` for the leases of a step and a holder; a lease that is gone counts nothing."""
         ids = sorted(self._by_tag[tag]) if tag in self._by_tag else []
         return sum(self.fail(now, i, failures) for i in ids if self._leases[i].holder == holder)
+
+    def give_back_tagged(self, tag: int, holder: str, ranges: Iterable[Range]) -> int:
+        """Positions of a step's leases that their holder has not used, and will not: todo again.
+
+        No attempt is counted, also under at most once. What is not in these leases (any more) is passed over,
+        so a repeated call changes nothing.
+
+        Returns:
+            How many positions.
+        """
+        self._ready()
+        back, count = disjoint(ranges), 0
+        for lease_id in sorted(self._by_tag[tag]) if tag in self._by_tag else []:
+            lease = self._leases[lease_id]
+            if lease.holder != holder:
+                continue
+            held = RangeSet(lease.ranges)
+            for start, stop in [part for one in back for part in held.overlap(*one)]:
+                held.remove(start, stop)
+                self._returned.add(start, stop)
+                self._doing -= stop - start
+                count += stop - start
+            self._shrink(lease, list(held))
+        return count
 
     # --- looking -----------------------------------------------------------------------------
 
@@ -364,7 +389,7 @@ class Ledger:
         missing = min(count - size(ranges), limit - self._frontier)
         # Behind the frontier only when nothing lower is left, for `below` may have hidden some.
         if missing > 0 and not len(self._returned):
-            ranges = _append(ranges, (self._frontier, self._frontier + missing))
+            ranges = append(ranges, (self._frontier, self._frontier + missing))
             self._frontier += missing
         return ranges
 
@@ -396,9 +421,9 @@ class Ledger:
 
     def _remove(self, lease: Lease) -> None:
         del self._leases[lease.lease_id]
-        _discard(self._by_holder, lease.holder, lease.lease_id)
+        discard(self._by_holder, lease.holder, lease.lease_id)
         if lease.tag:
-            _discard(self._by_tag, lease.tag, lease.lease_id)
+            discard(self._by_tag, lease.tag, lease.lease_id)
         else:
             del self._due[lease.lease_id]
         self._doing -= size(lease.ranges)
@@ -469,23 +494,3 @@ class Ledger:
             f"{self.spec.max_dead_share:g} that is allowed; position {last.position}: {last.error}",
             "look at the dead letters; mend the data or raise max_dead_share, then resume the run",
         )
-
-
-def _append(ranges: list[Range], last: Range) -> list[Range]:
-    """Add a range at the end, joined to the one before where they touch."""
-    if ranges and ranges[-1][1] == last[0]:
-        return [*ranges[:-1], (ranges[-1][0], last[1])]
-    return [*ranges, last]
-
-
-def _disjoint(ranges: Iterable[Range]) -> RangeSet:
-    try:
-        return RangeSet(ranges)
-    except ValueError as error:
-        raise LedgerError(f"a report of ranges that cannot be: {error}", BUG) from error
-
-
-def _discard(index: dict[K, set[int]], key: K, lease_id: int) -> None:
-    index[key].discard(lease_id)
-    if not index[key]:
-        del index[key]

@@ -6,15 +6,18 @@ import math
 import zlib
 from collections.abc import Iterable
 from enum import Enum
-from typing import Literal
+from typing import Literal, TypeVar
 
 import msgspec
 
 from shoestring.base.errors import LedgerError
-from shoestring.data.ranges import Marked, Range
+from shoestring.data.ranges import Marked, Range, RangeSet
 from shoestring.data.shuffle import Order, Shuffle
 
 FORMAT = 2
+BUG = "report this as a bug"
+
+K = TypeVar("K")
 
 
 class LedgerSpec(msgspec.Struct, frozen=True):
@@ -196,3 +199,22 @@ def _unpack(flat: list[int]) -> list[Range]:
         ranges.append((at + gap, at + gap + length))
         at += gap + length
     return ranges
+
+
+def disjoint(ranges: Iterable[Range]) -> RangeSet:
+    """A report of ranges.
+
+    Raises:
+        LedgerError: they overlap.
+    """
+    try:
+        return RangeSet(ranges)
+    except ValueError as error:
+        raise LedgerError(f"a report of ranges that cannot be: {error}", BUG) from error
+
+
+def discard(index: dict[K, set[int]], key: K, lease_id: int) -> None:
+    """Take an entry out of an index, and its key with the last one."""
+    index[key].discard(lease_id)
+    if not index[key]:
+        del index[key]

@@ -225,3 +225,10 @@ class RangeMap:
 def size(ranges: Iterable[Range]) -> int:
     """Positions in these ranges."""
     return sum(stop - start for start, stop in ranges)
+
+
+def append(ranges: list[Range], last: Range) -> list[Range]:
+    """Add a range at the end, joined to the one before where they touch."""
+    if ranges and ranges[-1][1] == last[0]:
+        return [*ranges[:-1], (ranges[-1][0], last[1])]
+    return [*ranges, last]

@@ -13,21 +13,23 @@ from typing import Any
 
 import msgspec
 
-from shoestring.base.errors import CheckpointError, ShoestringError
+from shoestring.base.errors import ShoestringError
 from shoestring.data.store import DurableLedger
-from shoestring.fleet import drill, pace, patience
+from shoestring.fleet import drill, latecomers, pace, patience
 from shoestring.fleet import messages as m
-from shoestring.fleet.checkpoints import Keeper
+from shoestring.fleet.checkpoints import Found, Keeper
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.leases import LeaseDesk
 from shoestring.fleet.membership import Membership
 from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.restarts import headline
+from shoestring.fleet.rollback import roll_back
 from shoestring.fleet.rounds import RoundState
 from shoestring.fleet.steering import Steering
 from shoestring.fleet.stepping import Stepper
 
 RETRY_S = 0.01
+Handler = Callable[[float, Any], m.Reply]
 
 
 class Coordinator:
@@ -170,10 +172,7 @@ class Coordinator:
             return self._round.message(request.worker)
         return m.Wait(RETRY_S)
 
-    def _next(self, now: float, request: m.Next) -> m.Reply:
-        round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
-        if round_ is None:
-            return refusal
+    def _next(self, now: float, round_: RoundState, request: m.Next) -> m.Reply:
         if round_.is_echo(request.worker, request.step):
             return m.Wait(RETRY_S)  # a late copy must not plan a step that is long over
         if request.step > round_.newest_step():
@@ -197,41 +196,42 @@ class Coordinator:
     def _seen_reports(self, round_: RoundState, worker: str) -> set[int]:
         return {step for step, reports in round_.reports.items() if worker in reports}
 
-    def _failed(self, now: float, request: m.Failed) -> m.Reply:
-        round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
-        if round_ is None:
-            return refusal
+    def _failed(self, now: float, round_: RoundState, request: m.Failed) -> m.Reply:
         self._stepper.fail_samples(now, request)
         return m.Ack()
 
-    def _out_of_memory(self, now: float, request: m.OutOfMemory) -> m.Reply:
-        round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
-        if round_ is None:
-            return refusal
+    def _out_of_memory(self, now: float, round_: RoundState, request: m.OutOfMemory) -> m.Reply:
         reason = self._steering.out_of_memory(request)
         self._messages.append(reason)
         self._fruitless = 0  # it gets somewhere: the next try is smaller
         self._break_round(now, reason)
         return m.Ack()
 
-    def _saved(self, now: float, request: m.Saved) -> m.Reply:
-        round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
-        if round_ is None:
-            return refusal
+    def _ready(self, now: float, round_: RoundState, request: m.Ready) -> m.Reply:
+        latecomers.note_ready(now, round_, request.worker, request.step)
+        return m.Ack()
+
+    def _lagging(self, now: float, round_: RoundState, request: m.Lagging) -> m.Reply:
+        return latecomers.verdict(now, round_, request.worker, request.step, self._steering.backups)
+
+    def _give_back(self, now: float, round_: RoundState, request: m.GiveBack) -> m.Reply:
+        self._stepper.give_back(round_, request)
+        return m.Ack()
+
+    def _saved(self, now: float, round_: RoundState, request: m.Saved) -> m.Reply:
         self._members.heard(now, request.worker, "saved", 0.0)
         round_.note_applied(request.worker, request.step, None)
         self._confirm(now, round_)
         return self._stepper.saved(now, round_, request, self._kept)
 
-    def _recovered(self, now: float, request: m.Recovered) -> m.Reply:
+    def _recovered(self, now: float, round_: RoundState, request: m.Recovered) -> m.Reply:
         told = msgspec.structs.asdict(request)
         self._log.append("recovery", step=self._kept.confirmed, reason=request.in_words(), **told)
         return m.Ack()
 
-    def _bad_checkpoint(self, now: float, request: m.BadCheckpoint) -> m.Reply:
-        round_, _ = self._round_of(request.worker, request.incarnation, request.round_id)
-        if round_ is None or round_.checkpoint != request.path:
-            return m.Ack()  # a late copy: that round is over, and its checkpoint may be good by now
+    def _bad_checkpoint(self, now: float, round_: RoundState, request: m.BadCheckpoint) -> m.Reply:
+        if round_.checkpoint != request.path:
+            return m.Ack()  # a late copy
         self._keeper.distrust(request.path, request.error)
         self._note(
             "fault", f"checkpoint {request.path} cannot be restored: {request.error}", worker=request.worker
@@ -330,7 +330,9 @@ class Coordinator:
             return
         step, checkpoint = formed.step, ""
         if formed.source_rank < 0:
-            step, checkpoint = self._roll_back(formed.reason)
+            found = roll_back(self._keeper, self._ledger, self._kept)
+            step, checkpoint = self._kept.confirmed, found.path if found.manifest is not None else ""
+            self._told_back(found, formed.reason)
             self._stepper.restored(now, step)
         elif formed.without_moments:
             checkpoint = self._keeper.newest().path
@@ -352,31 +354,12 @@ class Coordinator:
         )
         self._broken_at_s = None
 
-    def _roll_back(self, why: str) -> tuple[int, str]:
-        """Model and ledger go back together; returns (step, checkpoint path)."""
-        found = self._keeper.newest()
+    def _told_back(self, found: Found, why: str) -> None:
         for path, reason in found.damaged:
             self._note("fault", f"checkpoint {path} is damaged and was passed over: {reason}")
-        if found.manifest is None and found.damaged:
-            path, reason = found.damaged[0]
-            raise CheckpointError(
-                f"all {len(found.damaged)} checkpoints are damaged: {path}: {reason}",
-                "mend the disk, or remove the run's checkpoints directory to start again from step 0",
-            )
-        if found.manifest is None:
-            self._ledger.reset()
-            self._kept.confirmed = 0
-            return 0, ""
-        self._ledger.replace(found.manifest.ledger)
-        self._kept.confirmed = found.manifest.step
-        self._kept.elapsed_s = max(self._kept.elapsed_s, found.manifest.elapsed_s)
-        self._log.append(
-            "decision",
-            action="restore",
-            step=found.manifest.step,
-            reason=f"{why or 'no worker holds state'}: {found.path}",
-        )
-        return found.manifest.step, found.path
+        if found.manifest is not None:
+            told = f"{why or 'no worker holds state'}: {found.path}"
+            self._log.append("decision", action="restore", step=found.manifest.step, reason=told)
 
     def _break_round(self, now: float, reason: str) -> None:
         if self._round is None:
@@ -479,15 +462,29 @@ class Coordinator:
                 "fault", reason="the coordinator came back from the store", step=self._kept.confirmed
             )
 
-    def _handler_table(self) -> dict[type[m.Message], Callable[[float, Any], m.Reply]]:
-        return {
-            m.Join: self._join,
+    def _in_round(self, act: Callable[[float, RoundState, Any], m.Reply]) -> Handler:
+        """What only a member of the round in progress may ask."""
+
+        def handle(now: float, request: Any) -> m.Reply:
+            round_, refusal = self._round_of(request.worker, request.incarnation, request.round_id)
+            return act(now, round_, request) if round_ is not None else refusal
+
+        return handle
+
+    def _handler_table(self) -> dict[type[m.Message], Handler]:
+        in_round: dict[type[m.Message], Callable[[float, RoundState, Any], m.Reply]] = {
             m.Next: self._next,
             m.Failed: self._failed,
             m.OutOfMemory: self._out_of_memory,
+            m.Ready: self._ready,
+            m.Lagging: self._lagging,
+            m.GiveBack: self._give_back,
             m.Saved: self._saved,
             m.Recovered: self._recovered,
             m.BadCheckpoint: self._bad_checkpoint,
+        }
+        return {kind: self._in_round(act) for kind, act in in_round.items()} | {
+            m.Join: self._join,
             m.Heartbeat: self._heartbeat,
             m.Crashed: self._crashed,
             m.KvSet: self._kv,

@@ -104,6 +104,36 @@ class OutOfMemory(Message, frozen=True):
     error: str
 
 
+class Ready(Message, frozen=True):
+    """A worker has computed its part of `step` and goes into the exchange; sent where an order has
+    `backups`."""
+
+    worker: str
+    incarnation: int
+    round_id: int
+    step: int
+
+
+class Lagging(Message, frozen=True):
+    """A worker that still computes asks whether the others go on without it."""
+
+    worker: str
+    incarnation: int
+    round_id: int
+    step: int
+
+
+class GiveBack(Message, frozen=True):
+    """A worker that was late has dropped these positions of its order for `step`. Sent and answered before
+    the step's collectives, so that no sample is counted that was not used."""
+
+    worker: str
+    incarnation: int
+    round_id: int
+    step: int
+    ranges: tuple[tuple[int, int], ...]
+
+
 class Saved(Message, frozen=True):
     """A worker has written its part of the checkpoint of `step`: file name -> (bytes, sha256)."""
 
@@ -263,8 +293,8 @@ class Order(Message, frozen=True):
     `ranges`: half-open ranges of positions; `batch`: positions of the whole global batch; `progress`: share
     of the run that is over, in [0, 1]; `micro_batch`: samples of one pass of this worker (0: all); `passes`:
     the most that a member makes, so that all can make the same number where passes have collectives in
-    them; `lr_factor`: on the schedule's learning rate. All of it holds for this step alone, so whoever
-    comes later misses nothing.
+    them; `lr_factor`: on the schedule's learning rate; `backups`: so many members need not be waited for. All
+    of it holds for this step alone, so whoever comes later misses nothing.
     """
 
     step: int
@@ -274,6 +304,7 @@ class Order(Message, frozen=True):
     micro_batch: int = 0
     passes: int = 0
     lr_factor: float = 1.0
+    backups: int = 0
 
 
 class Save(Message, frozen=True):
@@ -303,6 +334,13 @@ class Stop(Message, frozen=True):
 
 class Ack(Message, frozen=True):
     """Received."""
+
+
+class Verdict(Message, frozen=True):
+    """Whether the others go on without who asks; if not, it may ask again after `retry_s`."""
+
+    late: bool
+    retry_s: float
 
 
 class Committed(Message, frozen=True):
@@ -372,6 +410,9 @@ Request = (
     | Next
     | Failed
     | OutOfMemory
+    | Ready
+    | Lagging
+    | GiveBack
     | Saved
     | Recovered
     | BadCheckpoint
@@ -393,6 +434,7 @@ Reply = (
     | Dismissed
     | Stop
     | Ack
+    | Verdict
     | Committed
     | Value
     | Leased

@@ -47,6 +47,8 @@ class RoundState:
     applied: dict[str, int] = field(default_factory=dict)
     plans: dict[int, StepPlan] = field(default_factory=dict)
     reports: dict[int, dict[str, StepReport]] = field(default_factory=dict)
+    ready: dict[int, dict[str, float]] = field(default_factory=dict)
+    gave_back: dict[int, dict[str, int]] = field(default_factory=dict)
     saving: Saving | None = None
     saved: dict[int, bool] = field(default_factory=dict)
     closing: str = ""
@@ -84,6 +86,6 @@ class RoundState:
 
     def drop_before(self, step: int) -> None:
         """Forget plans and reports of steps that are settled."""
-        for table in (self.plans, self.reports):
+        for table in (self.plans, self.reports, self.ready, self.gave_back):
             for old in [s for s in table if s < step]:
                 del table[old]

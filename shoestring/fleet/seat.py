@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError, ShoestringError, TransportError
 from shoestring.fleet import messages as m
+from shoestring.fleet.lookout import Lookout
 
 if TYPE_CHECKING:
     from shoestring.fleet.channel import Channel
@@ -42,6 +43,9 @@ class Seat:
         clock: for waiting between polls.
         heartbeat_s: seconds between signs of life.
 
+    Attributes:
+        lookout: tells the main thread when the others go on without it.
+
     Raises (every call):
         DismissedError: this process was replaced.
         FleetError: the coordinator could not be reached for `CALL_PATIENCE_S`.
@@ -62,6 +66,7 @@ class Seat:
         self._clock = clock
         self._last_round = -1
         self._pulse = Pulse(name, incarnation, open_channel, clock, heartbeat_s)
+        self.lookout = Lookout(name, incarnation, open_channel)
 
     def __enter__(self) -> Seat:
         self._pulse.start()
@@ -69,6 +74,7 @@ class Seat:
 
     def __exit__(self, *_: object) -> None:
         self._pulse.stop()
+        self.lookout.stop()
         self._channel.close()
 
     @contextmanager
@@ -112,6 +118,22 @@ class Seat:
         """
         request = m.OutOfMemory(self.name, self.incarnation, round_id, step, samples, error)
         _expect(self._poll(request), m.Ack)
+
+    def ready(self, round_id: int, step: int) -> None:
+        """This worker's part of the step is computed.
+
+        Raises:
+            RoundOver: as above.
+        """
+        _expect(self._poll(m.Ready(self.name, self.incarnation, round_id, step)), m.Ack)
+
+    def give_back(self, round_id: int, step: int, ranges: tuple[tuple[int, int], ...]) -> None:
+        """These positions of the step were not used, and will not be; on return the ledger knows.
+
+        Raises:
+            RoundOver: as above.
+        """
+        _expect(self._poll(m.GiveBack(self.name, self.incarnation, round_id, step, ranges)), m.Ack)
 
     def failed(self, round_id: int, step: int, failures: tuple[tuple[int, str], ...]) -> None:
         """Report samples that cannot be used; on return the ledger knows.

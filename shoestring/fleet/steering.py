@@ -186,7 +186,13 @@ class Steering:
             micro_batch=size(worker, batch),
             passes=max(-(-samples // size(name, batch)) for name, samples in parts.items()),
             lr_factor=self._controller.lr_factor,
+            backups=self.backups[0],
         )
+
+    @property
+    def backups(self) -> tuple[int, float]:
+        """Workers that a step goes on without, and the grace that they get."""
+        return self._controller.backups
 
     def speed(self, now: float, worker: str) -> dict[str, float | str]:
         """One worker's batch time (s) and samples per second over the short window."""

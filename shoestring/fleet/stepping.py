@@ -106,6 +106,12 @@ class Stepper:
             reason=f"{len(request.failures)} samples failed, {dead} for good: {request.failures[0][1]}",
         )
 
+    def give_back(self, round_: RoundState, request: m.GiveBack) -> None:
+        """A late worker's step goes on without these samples: others get them later."""
+        count = self._ledger.give_back_tagged(request.step, request.worker, request.ranges)
+        if count:
+            round_.gave_back.setdefault(request.step, {})[request.worker] = count
+
     # --- saving ------------------------------------------------------------------------------
 
     def _begin_saving(self, now: float, round_: RoundState, step: int, reason: str) -> m.Reply:
@@ -204,6 +210,7 @@ class Stepper:
         first = reports[min(reports)]
         self.metrics = dict(first.metrics)
         plan = round_.plans[step] if step in round_.plans else None
+        gave_back = round_.gave_back[step] if step in round_.gave_back else {}
         if plan is not None:
             self._steering.step_took(step, now - plan.at_s)
         self._recent.append(
@@ -225,6 +232,7 @@ class Stepper:
                     "compute_s": round(r.compute_s, 5),
                     "exchange_s": round(r.exchange_s, 5),
                     "memory_bytes": r.memory_bytes,
+                    **({"gave_back": gave_back[name]} if name in gave_back else {}),
                 }
                 for name, r in sorted(reports.items())
             },

@@ -31,6 +31,7 @@ SHOWN = (
         tuple(f"action_{a}" for a in ("adjust_batch", "adjust_accumulation", "adjust_lr")),
     ),
     ("passes that did not fit into memory", ("out_of_memory",)),
+    ("workers whose step went on without them", ("late",)),
     ("workers killed: at random / in the end of an all-reduce", ("fault_kill", "fault_aimed_kill")),
     ("all-reduces torn: some applied, some did not", ("torn_collectives",)),
     ("workers hung / stalled / slowed", ("fault_hang", "fault_stall", "fault_slow")),

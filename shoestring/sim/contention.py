@@ -20,6 +20,9 @@ from shoestring.control.monitor import Monitor
 from shoestring.control.splits import split
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+FORWARD = 1 / 3
+"""Of a pass."""
 OnDecision = Callable[[float, Decision], None]
 
 
@@ -170,19 +173,36 @@ class Simulation:
         passes = -(-samples // sizes)
         noise = np.exp(self._rng.normal(0.0, self._contention.noise, len(at)))
         took_s = (self._machines.start_s * passes + samples / self._speeds[at]) * self.slowness()[at] * noise
+        samples, took_s = self._without_the_late(samples, passes, took_s)
         step_s = float(took_s.max()) + self._machines.exchange_s
         self.now += step_s
         for name, n, t, p in zip(
             self._members, samples.tolist(), took_s.tolist(), passes.tolist(), strict=True
         ):
             self._monitor.observe(self.now, name, n, t, p)
-        out.steps, out.samples = out.steps + 1, out.samples + self._machines.batch
+        out.steps, out.samples = out.steps + 1, out.samples + int(samples.sum())
         out.step_s.append(step_s)
         if (effect := self._controller.step_took(step_s)) is not None:
             out.effects.append(effect)
         if decision is not None and decision.actions:
             out.decisions.append((self.now, decision))
             self._carry_out(decision)
+
+    def _without_the_late(self, samples: Ints, passes: Ints, took_s: Floats) -> tuple[Ints, Floats]:
+        """Samples that count, and seconds, where a step goes on without its slowest workers.
+
+        A late worker keeps its whole passes, or nothing where it is in the middle of a backward pass.
+        """
+        count, grace = self._controller.backups
+        busy = np.sort(took_s[samples > 0])
+        if not count or len(busy) < 2:
+            return samples, took_s
+        ends_s = float(busy[max(0, len(busy) - 1 - count)]) * (1.0 + grace)
+        late = took_s > ends_s
+        done = np.where(late, ends_s / np.where(late, took_s, 1.0), 1.0) * passes
+        whole = np.where(done - np.floor(done) < FORWARD, np.floor(done), 0.0)
+        kept: Ints = np.where(late, samples * whole // np.maximum(1, passes), samples).astype(np.int64)
+        return kept, np.minimum(took_s, ends_s)
 
     # --- what happens to workers ---------------------------------------------------------------
 

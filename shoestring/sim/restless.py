@@ -15,6 +15,7 @@ from shoestring.control.decisions import (
     PolicyOptions,
     RemoveWorker,
     Restart,
+    UseBackups,
 )
 
 NAME = "shoestring.sim.restless:restless"
@@ -34,6 +35,8 @@ def restless(now: float, state: ControlState, options: PolicyOptions) -> Decisio
         actions.append(AdjustAccumulation({name: rng.randint(1, state.most[name]) for name in names}))
     if rng.random() < 0.2 and "keep_lr" not in options.extra:
         actions.append(AdjustLr(rng.uniform(0.5, 2.0)))
+    if rng.random() < 0.3:
+        actions.append(UseBackups(rng.randint(0, len(names) - 1), rng.choice((0.0, 0.3))))
     if rng.random() < 0.2:
         actions.append(Restart(rng.choice(names)))
     elif rng.random() < 0.2 and len(names) > 1:

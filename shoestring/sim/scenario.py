@@ -64,7 +64,8 @@ class Scenario:
 
     Attributes:
         fleet, ledger: configurations of the real classes.
-        speeds: samples per virtual second of each worker, and of those that a policy may add.
+        speeds: samples per virtual second of each worker, and of those that a policy may add; whoever takes
+            the place of one that was given up is as slow as the slowest.
         room: worker -> samples of a pass that its memory holds; those that are missing hold any.
         network: faults of messages.
         rates: fault kind -> faults per virtual second.
@@ -148,7 +149,7 @@ def _fleet(rng: random.Random, workers: int, batch: int, total: int) -> FleetCon
             every_s=rng.choice((0.0, 0.3, 1.0)), every_steps=rng.choice((0, 1, 3, 7)), keep=rng.randint(1, 3)
         ),
         control=ControlConfig(
-            policy=rng.choice(("nd", "none", "lb-bsp", "dd", NAME, NAME)),
+            policy=rng.choice(("nd", "none", "lb-bsp", "dd", "backup", NAME, NAME)),
             interval_s=0.3,
             short_window_s=1.0,
             long_window_s=5.0,

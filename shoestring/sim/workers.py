@@ -8,6 +8,7 @@ new, and a step of -1 says so.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shoestring.base.errors import CheckpointError
@@ -19,6 +20,16 @@ if TYPE_CHECKING:
     from shoestring.sim.world import World
 
 TORN = 0x7F
+ASK_S = 0.002
+
+
+@dataclass
+class Computing:
+    """An order under way: since when, and how long it takes."""
+
+    order: m.Order
+    since_s: float
+    took_s: float
 
 
 class Worker:
@@ -44,6 +55,8 @@ class Worker:
         self._who = f"{name}.{incarnation}"
         self._line = Line(world, self._who, self.later)
         self._pulse = Line(world, f"{self._who}/pulse", self._later_pulse)
+        self._lookout = Line(world, f"{self._who}/lookout", self._later_pulse)
+        self._computing: Computing | None = None
         self._group: Group | None = None
         self._last_round = -1
         self._phase, self._phase_since_s = "load", world.now
@@ -129,6 +142,7 @@ class Worker:
     # --- joining -----------------------------------------------------------------------------
 
     def _join(self, problem: str) -> None:
+        self._computing = None
         self._enter("idle")
         self._leave_group("it left the round")
         self.settled = False
@@ -245,9 +259,13 @@ class Worker:
             if self.name in room and size > room[self.name]:
                 self._out_of_memory(reply.step, size)
                 return
-            speed = self._world.scenario.speeds[self.name]
+            speeds = self._world.scenario.speeds
+            speed = speeds[self.name] if self.name in speeds else min(speeds.values())
             took_s = (0.002 + count / speed) * self._world.rng.uniform(0.9, 1.1) * self.slowness
-            self.later(took_s, self._computed, reply, took_s)
+            computing = self._computing = Computing(reply, self._world.now, took_s)
+            self.later(took_s, self._computed, computing)
+            if reply.backups:
+                self._later_pulse(ASK_S, self._ask_if_late, computing)
         else:
             self._on_other(reply)
 
@@ -262,22 +280,77 @@ class Worker:
             lambda reply: self._join("out of memory") if isinstance(reply, m.Ack) else self._on_other(reply),
         )
 
-    def _computed(self, order: m.Order, took_s: float) -> None:
+    def _ask_if_late(self, computing: Computing) -> None:
+        """The second thread asks on a line of its own, as long as this order is computed."""
+        if self._computing is computing:
+            request = m.Lagging(self.name, self.incarnation, self._here().round_id, computing.order.step)
+            self._lookout.call(request, lambda reply: self._on_verdict(reply, computing))
+
+    def _on_verdict(self, reply: m.Reply, computing: Computing) -> None:
+        if self._computing is not computing or not isinstance(reply, m.Verdict):
+            return
+        if reply.late:
+            self.later(0.0, self._drop, computing)
+        else:
+            self._later_pulse(reply.retry_s, self._ask_if_late, computing)
+
+    def _drop(self, computing: Computing) -> None:
+        """Stop in the middle: keep whole passes, or nothing at all, and give the rest back."""
+        if self._computing is not computing:
+            return
+        self._world.seen["late"] += 1
+        order = computing.order
         positions = [p for start, stop in order.ranges for p in range(start, stop)]
+        share = (self._world.now - computing.since_s) / computing.took_s
+        size = max(1, min(len(positions), order.micro_batch))
+        kept = int(share * len(positions)) // size * size if self._world.rng.random() < 0.5 else 0
+        left = tuple((p, p + 1) for p in positions[kept:])
+        took_s = self._world.now - computing.since_s
+        request = m.GiveBack(self.name, self.incarnation, self._here().round_id, order.step, left)
+        self._computing = None
+        self._report_failures(
+            order, positions[:kept],
+            lambda good: self._line.call(
+                request,
+                lambda reply: self._contribute(order, good, took_s)
+                if isinstance(reply, m.Ack)
+                else self._on_other(reply),
+            ),
+        )  # fmt: skip
+
+    def _computed(self, computing: Computing) -> None:
+        if self._computing is not computing:
+            return
+        self._computing = None
+        order = computing.order
+        positions = [p for start, stop in order.ranges for p in range(start, stop)]
+        self._report_failures(order, positions, lambda good: self._through(order, good, computing.took_s))
+
+    def _through(self, order: m.Order, good: list[int], took_s: float) -> None:
+        if not order.backups:
+            self._contribute(order, good, took_s)
+            return
+        request = m.Ready(self.name, self.incarnation, self._here().round_id, order.step)
+        self._line.call(
+            request,
+            lambda reply: (
+                self._contribute(order, good, took_s) if isinstance(reply, m.Ack) else self._on_other(reply)
+            ),
+        )
+
+    def _report_failures(
+        self, order: m.Order, positions: list[int], go_on: Callable[[list[int]], None]
+    ) -> None:
         bad = [p for p in positions if self._world.sample_fails(p)]
         good = [p for p in positions if p not in bad]
         if not bad:
-            self._contribute(order, good, took_s)
+            go_on(good)
             return
         failures = tuple((p, f"cannot read {p}") for p in bad)
         request = m.Failed(self.name, self.incarnation, self._here().round_id, order.step, failures)
-        self._line.call(request, lambda reply: self._on_failed(reply, order, good, took_s))
-
-    def _on_failed(self, reply: m.Reply, order: m.Order, good: list[int], took_s: float) -> None:
-        if isinstance(reply, m.Ack):
-            self._contribute(order, good, took_s)
-        else:
-            self._on_other(reply)
+        self._line.call(
+            request, lambda reply: go_on(good) if isinstance(reply, m.Ack) else self._on_other(reply)
+        )
 
     def _contribute(self, order: m.Order, used: list[int], took_s: float) -> None:
         self._enter("exchange")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from shoestring.base.clock import Clock
-from shoestring.base.errors import CheckpointError, SampleError, ShoestringError
+from shoestring.base.errors import CheckpointError, ShoestringError
 from shoestring.cluster.strategies import parse_strategy
 from shoestring.control.agent import Agent
 from shoestring.fleet import messages as m
@@ -24,6 +25,8 @@ from shoestring.parallel.paro.optimizer import SharesWork
 from shoestring.train.align import Alignment
 from shoestring.train.config import TrainConfig
 from shoestring.train.exchange import Sums
+from shoestring.train.lateness import Lateness, TooLate
+from shoestring.train.passes import Passes
 from shoestring.train.schedules import factor
 from shoestring.train.state import TrainState
 from shoestring.train.task import LossOut, SampleIds, StepContext, Task
@@ -32,6 +35,16 @@ from shoestring.train.waits import Stopwatch
 
 class TrainingError(ShoestringError):
     """The numbers went wrong: a loss or gradient is not finite."""
+
+
+@dataclass
+class Done:
+    """What this worker has computed in a step: sums over samples, in passes; `size` of the newest one."""
+
+    sums: Sums
+    samples: int = 0
+    passes: int = 0
+    size: int = 0
 
 
 class Trainer:
@@ -64,6 +77,7 @@ class Trainer:
         self._clock = clock
         self._loopback = loopback
         self._agent = Agent(config.micro_batch)
+        self._lateness = Lateness(seat.lookout, config.compile)
         self._loss = torch.compile(task.loss) if config.compile else task.loss
         strategy = parse_strategy(config.sharding.strategy)
         self._alignment = Alignment(seat, task, config, strategy, device, clock)
@@ -106,7 +120,8 @@ class Trainer:
     def _step(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
         waited_s = self._alignment.waited_s
         watch = Stopwatch(self._device, self._clock)
-        sums, used, passes = self._compute(round_, order)
+        done = self._compute(round_, order)
+        sums = done.sums
         watch.stop()
         waited_s = self._alignment.waited_s - waited_s
         computed_s = self._clock.now()
@@ -118,46 +133,73 @@ class Trainer:
         update_s = self._clock.now() - exchanged_s
         own_s = watch.seconds() - waited_s + update_s
         return m.StepReport(
-            samples=used,
+            samples=done.samples,
             compute_s=own_s,
             exchange_s=exchanged_s - computed_s + waited_s,
             memory_bytes=_memory_bytes(self._device),
             metrics=shown,
             counts=sums.counts(),
-            passes=passes,
+            passes=max(1, done.passes),
         )
 
-    def _compute(self, round_: m.Round, order: m.Order) -> tuple[Sums, int, int]:
-        """All passes of a step: their sums, samples and number.
+    def _compute(self, round_: m.Round, order: m.Order) -> Done:
+        """All passes of a step, or as many as the others have waited for.
 
         Raises:
             RoundOver: a pass does not fit into memory; the coordinator has been told.
         """
-        context = StepContext(order.step, order.progress, self._config.seed)
         engine = self._state.sharded.engine
         engine.clear_gradients()
-        sums = Sums(self._task, self._state.model, self._device)
-        used = passes = 0
-        too_large, size = "", 0
+        part = Passes(order, self._agent.micro_batch, self._locate, self._task.load)
+        done = Done(Sums(self._task, self._state.model, self._device))
+        # A pass with collectives in it cannot be left: there, everybody is waited for.
+        may_be_late = bool(order.backups) and engine.strategy.name == "NNN"
+        late, too_large = False, ""
         with self._seat.phase("compute"):
             try:
-                for turn, item in enumerate(self._turns(round_, order)):
-                    # What is exchanged once a step may leave while the last backward pass runs.
-                    engine.last = turn + 1 == self._turn_count(order)
-                    if item is None:
-                        engine.idle()
-                        continue
-                    ids, batch = item
-                    size = len(ids)
-                    sums.add(self._contribute(ids, batch, context))
-                    used, passes = used + size, passes + 1
+                if may_be_late:
+                    with self._lateness.watched(self._state.model, round_.round_id, order.step):
+                        self._run_passes(part, order, done)
+                else:
+                    self._run_passes(part, order, done)
+            except TooLate:
+                late = True
             except (RuntimeError, MemoryError) as error:
                 if not out_of_memory(error):
                     raise
                 too_large = str(error)
         if too_large:
-            self._shrink(round_, order, size, too_large)
-        return sums, used, max(1, passes)
+            self._shrink(round_, order, done.size, too_large)
+        if part.failures:
+            self._seat.failed(round_.round_id, order.step, tuple(part.failures.items()))
+        if late:
+            done = self._drop(round_, order, part, done)
+        elif may_be_late:
+            self._seat.ready(round_.round_id, order.step)
+        return done
+
+    def _run_passes(self, part: Passes, order: m.Order, done: Done) -> None:
+        engine = self._state.sharded.engine
+        context = StepContext(order.step, order.progress, self._config.seed)
+        for turn, item in enumerate(self._turns(part, order)):
+            # What is exchanged once a step may leave while the last backward pass runs.
+            engine.last = turn + 1 == self._turn_count(order)
+            if item is None:
+                engine.idle()
+                continue
+            self._lateness.check()
+            ids, batch = item
+            done.size = len(ids)
+            done.sums.add(self._contribute(ids, batch, context))
+            done.samples, done.passes = done.samples + len(ids), done.passes + 1
+
+    def _drop(self, round_: m.Round, order: m.Order, part: Passes, done: Done) -> Done:
+        """The others go on: give back what is not computed; all of it where half a pass is in the sums."""
+        kept = part.begun - 1
+        if not self._state.sharded.engine.drop_pass():
+            kept, done = 0, Done(Sums(self._task, self._state.model, self._device))
+        self._seat.give_back(round_.round_id, order.step, part.after(kept))
+        return done
 
     def _shrink(self, round_: m.Round, order: m.Order, size: int, error: str) -> None:
         """Leave the round, for one with smaller passes: gradients are half summed, and others may wait in a
@@ -211,37 +253,14 @@ class Trainer:
         samples = sum(stop - start for start, stop in order.ranges)
         return self._agent.passes_for(samples, self._state.sharded.engine.strategy.name != "NNN")
 
-    def _turns(self, round_: m.Round, order: m.Order) -> Iterator[tuple[SampleIds, Any] | None]:
+    def _turns(self, part: Passes, order: m.Order) -> Iterator[tuple[SampleIds, Any] | None]:
         """This worker's micro-batches, then None for those that only others have."""
         made = 0
-        for item in self._batches(round_, order):
+        for item in part:
             yield item
             made += 1
         for _ in range(made, self._turn_count(order)):
             yield None
-
-    def _batches(self, round_: m.Round, order: m.Order) -> Iterator[tuple[SampleIds, Any]]:
-        """This worker's micro-batches; what cannot be read is left out and reported, before any exchange."""
-        if not order.ranges:
-            return
-        ids = np.concatenate([self._locate(start, stop - start) for start, stop in order.ranges])
-        at = np.concatenate([np.arange(start, stop) for start, stop in order.ranges])
-        failures: dict[int, str] = {}
-        size = self._agent.micro_batch
-        for first in range(0, len(ids), size):
-            micro = ids[first : first + size]
-            try:
-                yield micro, self._task.load(micro)
-            except SampleError as error:
-                here = at[first : first + size]
-                bad = np.isin(micro, list(error.failures))
-                failures |= {
-                    int(p): error.failures[int(i)] for p, i in zip(here[bad], micro[bad], strict=True)
-                }
-                if not bad.all():
-                    yield micro[~bad], self._task.load(micro[~bad])
-        if failures:
-            self._seat.failed(round_.round_id, order.step, tuple(failures.items()))
 
     # --- state ---------------------------------------------------------------------------
 

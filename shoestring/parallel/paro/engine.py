@@ -409,6 +409,18 @@ class Engine:
             self._free(unit)
         self.clear_gradients()
 
+    def drop_pass(self) -> bool:
+        """Forget the pass under way, where passes have no collectives in them.
+
+        Returns:
+            Whether the gradients of the passes before are still whole; else they are forgotten, too.
+        """
+        if self._phase == "backward":
+            self.abandon()
+            return False
+        self.release()
+        return True
+
     @property
     def synced(self) -> bool:
         """Whether this rank's parameters are known to be of the last update."""
