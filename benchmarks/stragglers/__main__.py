@@ -30,9 +30,9 @@ Plan = tuple[tuple[str, tuple[str, ...], int], ...]
 KEPT = ROOT / ".bench" / "stragglers"
 KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit_vs_sync", "false_restarts")
 PLAN: Plan = (
-    ("persistent", ("none", "nd", "lb-bsp", "ddp"), 60),
-    ("transient", ("none", "nd", "lb-bsp", "ddp"), 60),
-    ("both", ("none", "nd", "lb-bsp"), 60),
+    ("persistent", ("none", "nd", "lb-bsp", "backup", "ddp"), 60),
+    ("transient", ("none", "nd", "lb-bsp", "backup", "ddp"), 60),
+    ("both", ("none", "nd", "lb-bsp", "backup"), 60),
     ("even", ("none", "nd"), 60),
     ("three speeds", ("none", "dd"), 60),
     ("turns slow", ("nd",), 150),
@@ -186,7 +186,9 @@ def figures_of(runs: Runs) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for case in ("persistent", "transient", "both"):
         key = "" if case == "persistent" else f"_{case}"
-        for other, name in (("none", "vs_static"), ("lb-bsp", "vs_lb_bsp"), ("ddp", "vs_ddp")):
+        for other, name in (
+            ("none", "vs_static"), ("lb-bsp", "vs_lb_bsp"), ("backup", "vs_backup"), ("ddp", "vs_ddp"),
+        ):  # fmt: skip
             found[f"{name}{key}"] = _ratio(runs, case, other, "nd")
     even = _ratio(runs, "even", "nd", "none")
     found["overhead"] = round(even - 1.0, 4) if even is not None else None
@@ -200,10 +202,12 @@ def figures_of(runs: Runs) -> dict[str, Any]:
 
 
 def _ratio(runs: Runs, case: str, over: str, under: str) -> float | None:
-    """Median over seeds of the one's time over the other's."""
+    """Median over seeds of the one's time per sample over the other's: backup workers do fewer a step."""
     if case not in runs or not {over, under} <= set(runs[case]):
         return None
-    times = [{run["seed"]: run["took_s"] for run in runs[case][arm]} for arm in (over, under)]
+    times = [
+        {run["seed"]: run["took_s"] / run["samples"] for run in runs[case][arm]} for arm in (over, under)
+    ]
     both = sorted(set(times[0]) & set(times[1]))
     return round(statistics.median(times[0][s] / times[1][s] for s in both), 3) if both else None
 

@@ -1,6 +1,6 @@
 """One run: `python -m benchmarks.stragglers.run ARM CASE SEED STEPS` (root only) prints a line of JSON.
 
-Arms: `none`, `nd`, `dd`, `lb-bsp` (ours by its policy), and `ddp`.
+Arms: `none`, `nd`, `dd`, `lb-bsp`, `backup` (ours by its policy), and `ddp`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def control(arm: str, case: str) -> ControlConfig:
     changed: dict[str, Any] = {"policy": arm}
     if arm == "lb-bsp":
         changed["interval_s"] = 0.0
+    if arm == "backup":
+        changed["interval_s"] = 0.0  # from the first step on
     if case == "turns slow":
         changed["long_window_s"] = RESTART_WINDOW_S
     return ControlConfig(**changed)

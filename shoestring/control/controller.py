@@ -290,7 +290,7 @@ class Controller:
             elif isinstance(action, AdjustLr):
                 self.lr_factor = action.factor
             elif isinstance(action, UseBackups):
-                self.backups = (action.count, action.grace)
+                self.backups = (action.count, action.grace_share)
             elif isinstance(action, Restart):
                 one = Restarted(now, state.workers[action.worker].long.samples_per_s)
                 before = self._restarts[action.worker] if action.worker in self._restarts else ()
@@ -334,8 +334,8 @@ def _wrong(action: object, state: ControlState) -> str:
         if not (math.isfinite(action.factor) and action.factor > 0):
             return "a learning rate that makes no sense"
     elif isinstance(action, UseBackups):
-        if not (0 <= action.count < len(members) and math.isfinite(action.grace) and action.grace >= 0):
-            return f"{action.count} backups of {len(members)} workers, with a grace of {action.grace:g}"
+        if not (0 <= action.count < len(members) and math.isfinite(action.grace_share) and action.grace_share >= 0):
+            return f"{action.count} backups of {len(members)} workers, with a grace of {action.grace_share:g}"
     elif isinstance(action, (Restart, RemoveWorker)):
         if action.worker not in members:
             return "a worker that is not there"

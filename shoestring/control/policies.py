@@ -56,9 +56,9 @@ def lb_bsp(now: float, state: ControlState, options: PolicyOptions) -> Decision:
 def backup(now: float, state: ControlState, options: PolicyOptions) -> Decision:
     """Even parts, and no waiting for the slowest `options.backups` of each step."""
     count = min(options.backups, len(state.workers) - 1)
-    if state.backups == (count, options.grace):
+    if state.backups == (count, options.grace_share):
         return Decision((), f"steps go on without the slowest {count}")
-    action = UseBackups(count, options.grace)
+    action = UseBackups(count, options.grace_share)
     return Decision((action,), f"steps go on without the slowest {count} of {len(state.workers)}")
 
 

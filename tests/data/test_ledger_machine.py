@@ -68,6 +68,24 @@ class LedgerMachine(RuleBasedStateMachine):
 
     # --- operations -----------------------------------------------------------------------------
 
+    @precondition(lambda self: any(held.tag for held in self.model.held.values()))
+    @rule(data=st.data(), wrong_holder=st.booleans())
+    def give_back(self, data: st.DataObject, wrong_holder: bool) -> None:
+        """A late worker returns some of its step; what is not in its leases (any more) is passed over."""
+        tags = sorted(i for i, held in self.model.held.items() if held.tag)
+        lease_id = data.draw(st.sampled_from(tags))
+        held = self.model.held[lease_id]
+        some = data.draw(st.sets(st.sampled_from(sorted(self.model.todo | held.positions))))
+        holder = "nobody" if wrong_holder else held.holder
+        back = set() if wrong_holder else some & held.positions
+        ranges = [(p, p + 1) for p in sorted(some)]
+        assert self.ledger.give_back_tagged(held.tag, holder, ranges) == len(back)
+        assert self.ledger.give_back_tagged(held.tag, holder, ranges) == 0
+        held.positions -= back
+        self.model.todo |= back
+        if not held.positions:
+            del self.model.held[lease_id]
+
     @rule(holder=st.sampled_from(HOLDERS), count=st.integers(1, 15), tagged=st.booleans())
     def lease(self, holder: str, count: int, tagged: bool) -> None:
         self.step += tagged

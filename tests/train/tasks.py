@@ -48,6 +48,26 @@ class CountingTask(BaseTask):
         return LossOut(-model.counts[batch].sum(), float(len(ids)))
 
 
+class WindingTask(CountingTask):
+    """Counts through many modules, each of which takes its time for samples of the upper half: whoever has
+    those is late, in the middle of a pass."""
+
+    rooms, work = 40, 25
+
+    def build(self, device: torch.device) -> nn.Module:
+        model = Vector(self.samples)
+        model.rooms = nn.ModuleList(nn.Identity() for _ in range(self.rooms))
+        return model
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        block = torch.ones(64, 64)
+        for room in model.rooms:
+            for _ in range(self.work * int((ids >= self.samples // 2).sum())):
+                block = (block @ block).tanh()
+            room(block)
+        return super().loss(model, batch, ids, context)
+
+
 class HungryTask(CountingTask):
     """Samples of the upper half need `sample_bytes` of memory each, in a process that may have `room_bytes`
     more than before its first pass; so passes fail, the first of a step or a later one. For worker processes
@@ -202,6 +222,11 @@ class GenerateThenLearn(BaseTask):
 def counting(settings: dict[str, Any], run_dir: Path) -> CountingTask:
     """Maker for workers."""
     return CountingTask(settings["samples"], tuple(settings.get("poison", ())))
+
+
+def winding(settings: dict[str, Any], run_dir: Path) -> WindingTask:
+    """Maker for workers."""
+    return WindingTask(settings["samples"])
 
 
 def hungry(settings: dict[str, Any], run_dir: Path) -> HungryTask:

@@ -109,6 +109,21 @@ def test_workers_come_and_go_as_a_policy_likes(tmp_path: Path) -> None:
     assert members[members.index(["w0", "w1", "w2"]) + 1] == ["w0", "w1"]
 
 
+@pytest.mark.faults
+def test_the_samples_of_a_late_worker_count_once_all_the_same(tmp_path: Path) -> None:
+    settings = {"samples": 400}
+    train = TrainConfig(clip_norm=0.0, micro_batch=4, schedule=STEADY)
+    launch = make_launch(
+        tmp_path, "winding", settings, 400, workers=2, batch=16, train=train,
+        control=ControlConfig(policy="backup", interval_s=0.0, options=PolicyOptions(grace_share=0.0)),
+    )  # fmt: skip
+    assert run(launch).status == "finished"
+    check_all_ones(launch, "winding", settings)
+    log = read_events(launch.run_dir / "events.jsonl")
+    back = [w["gave_back"] for step in log.of("step") for w in step["workers"].values() if "gave_back" in w]
+    assert len(back) > 3 and not log.of("fault")
+
+
 # --- memory -------------------------------------------------------------------------------------
 
 

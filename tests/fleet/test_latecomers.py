@@ -1,0 +1,113 @@
+"""Whom a step does not wait for, and what becomes of its samples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from shoestring.control.controller import ControlConfig
+from shoestring.control.decisions import PolicyOptions
+from shoestring.data.ledger import LedgerSpec
+from shoestring.fleet import messages as m
+from shoestring.fleet.latecomers import note_ready, verdict
+from shoestring.fleet.rounds import RoundState, StepPlan
+from tests.fleet.rig import Rig, positions
+
+NAMES = ("w0", "w1", "w2", "w3")
+
+
+def round_of(samples: tuple[int, ...] = (2, 2, 2, 2)) -> RoundState:
+    """A round whose step 1 was planned at 100 s."""
+    round_ = RoundState(1, NAMES, 0, -1, "", 100.0)
+    round_.plans[1] = StepPlan(1, {}, dict(zip(NAMES, samples, strict=True)), 100.0)
+    return round_
+
+
+def test_nobody_is_late_before_enough_are_through() -> None:
+    round_ = round_of()
+    note_ready(101.0, round_, "w0", 1)
+    note_ready(101.0, round_, "w1", 1)
+    assert not verdict(105.0, round_, "w3", 1, (1, 0.0)).late
+    note_ready(102.0, round_, "w2", 1)
+    assert verdict(102.0, round_, "w3", 1, (1, 0.0)).late
+
+
+def test_the_grace_is_a_part_of_the_time_that_the_others_took() -> None:
+    round_ = round_of()
+    for name in NAMES[:3]:
+        note_ready(102.0, round_, name, 1)
+    before = verdict(102.3, round_, "w3", 1, (1, 0.25))
+    assert not before.late and before.retry_s == pytest.approx(0.2)
+    assert verdict(102.3 + before.retry_s, round_, "w3", 1, (1, 0.25)).late
+
+
+def test_who_has_nothing_to_do_is_not_counted_among_the_quick() -> None:
+    round_ = round_of((2, 2, 0, 0))
+    note_ready(100.1, round_, "w2", 1)
+    note_ready(100.1, round_, "w3", 1)
+    assert not verdict(101.0, round_, "w1", 1, (1, 0.0)).late
+    note_ready(101.0, round_, "w0", 1)
+    assert verdict(101.0, round_, "w1", 1, (1, 0.0)).late
+
+
+def test_the_last_one_with_samples_is_never_late() -> None:
+    round_ = round_of((2, 0, 0, 0))
+    assert not verdict(1000.0, round_, "w0", 1, (3, 0.0)).late
+
+
+def test_who_is_through_is_not_late_and_old_steps_are_no_matter() -> None:
+    round_ = round_of()
+    for name in NAMES:
+        note_ready(101.0, round_, name, 1)
+    assert not verdict(109.0, round_, "w3", 1, (1, 0.0)).late
+    assert not verdict(109.0, round_, "w3", 7, (1, 0.0)).late
+
+
+def backed(root: Path) -> Rig:
+    """A fleet whose steps do not wait for the slowest, after its first decision."""
+    control = ControlConfig(policy="backup", interval_s=0.0, options=PolicyOptions(backups=1, grace_share=0.0))
+    rig = Rig(root, control=control)
+    rig.begin()
+    return rig
+
+
+def test_samples_that_were_given_back_are_leased_again_and_only_they(tmp_path: Path) -> None:
+    rig = backed(tmp_path)
+    first, second = rig.next("w0", 0), rig.next("w1", 0)
+    assert isinstance(second, m.Order) and second.backups == 1
+    assert rig.send(m.Ready("w0", 1, 1, 1)) == m.Ack()
+    told = rig.send(m.Lagging("w1", 1, 1, 1))
+    assert isinstance(told, m.Verdict) and told.late
+    kept, *rest = positions(second)
+    back = m.GiveBack("w1", 1, 1, 1, tuple((p, p + 1) for p in rest))
+    assert rig.send(back) == m.Ack()
+    rig.next("w0", 1)
+    third = rig.next("w1", 1, samples=1)
+    assert rig.done() == len(positions(first)) + 1
+    again = {p for order in (rig.next("w0", 1), third) for p in positions(order)}
+    assert set(rest) <= again and kept not in again
+    row = rig.events.of("step")[0]["workers"]
+    assert row["w1"]["gave_back"] == len(rest) and "gave_back" not in row["w0"]
+
+
+def test_a_late_copy_of_a_give_back_changes_nothing(tmp_path: Path) -> None:
+    rig = backed(tmp_path)
+    rig.next("w0", 0)
+    back = m.GiveBack("w1", 1, 1, 1, tuple((p, p + 1) for p in positions(rig.next("w1", 0))))
+    rig.send(back)
+    rig.next("w0", 1)
+    rig.next("w1", 1, samples=0)
+    before = rig.ledger.counts()
+    rig.send(back)
+    assert rig.ledger.counts() == before and before.doing == 8
+
+
+def test_what_is_given_back_is_no_attempt_also_under_at_most_once(tmp_path: Path) -> None:
+    rig = backed(tmp_path)
+    rig.spec = LedgerSpec(samples=32, shuffle="none", delivery="at_most_once")
+    assert rig.ledger.counts().skipped == 0
+    rig.next("w0", 0)
+    back = positions(rig.next("w1", 0))
+    rig.send(m.GiveBack("w1", 1, 1, 1, tuple((p, p + 1) for p in back)))
+    assert rig.ledger.counts().todo == 32 - 4 and not rig.ledger.dead_letters()
