@@ -334,7 +334,7 @@ def _wrong(action: object, state: ControlState) -> str:
         if not (math.isfinite(action.factor) and action.factor > 0):
             return "a learning rate that makes no sense"
     elif isinstance(action, UseBackups):
-        if not (0 <= action.count < len(members) and math.isfinite(action.grace_share) and action.grace_share >= 0):
+        if not (0 <= action.count < len(members) and 0 <= action.grace_share < math.inf):
             return f"{action.count} backups of {len(members)} workers, with a grace of {action.grace_share:g}"
     elif isinstance(action, (Restart, RemoveWorker)):
         if action.worker not in members:

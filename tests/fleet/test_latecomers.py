@@ -66,8 +66,8 @@ def test_who_is_through_is_not_late_and_old_steps_are_no_matter() -> None:
 
 def backed(root: Path) -> Rig:
     """A fleet whose steps do not wait for the slowest, after its first decision."""
-    control = ControlConfig(policy="backup", interval_s=0.0, options=PolicyOptions(backups=1, grace_share=0.0))
-    rig = Rig(root, control=control)
+    options = PolicyOptions(backups=1, grace_share=0.0)
+    rig = Rig(root, control=ControlConfig(policy="backup", interval_s=0.0, options=options))
     rig.begin()
     return rig
 
