@@ -18,6 +18,7 @@ from shoestring.control.gains import told_speeds
 from shoestring.control.nd import nd
 
 SAME_SHARE = 1e-9
+BACKUP = "backup"
 
 
 def none(now: float, state: ControlState, options: PolicyOptions) -> Decision:
@@ -63,5 +64,5 @@ def backup(now: float, state: ControlState, options: PolicyOptions) -> Decision:
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {"nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp, "backup": backup}
+    {"nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp, BACKUP: backup}
 )

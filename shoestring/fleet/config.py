@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from shoestring.base.config import Config
 from shoestring.control.controller import ControlConfig
 
@@ -50,6 +52,8 @@ class PaceConfig(Config):
             or at the end of the data, comes first.
         batch: samples of a global batch.
         batch_start: samples of the first global batches; 0: `batch` from the start.
+        window_s: with local steps (`train.sync=edit`), seconds between synchronisations: workers do what they
+            can in it and give the rest back; 0: each does its part of `batch`.
         batch_warmup: share of the run over which the batch grows from `batch_start` to `batch`.
     """
 
@@ -58,6 +62,7 @@ class PaceConfig(Config):
     batch: int = 32
     batch_start: int = 0
     batch_warmup: float = 0.0
+    window_s: float = Field(default=0.0, ge=0.0)
 
 
 class CheckpointConfig(Config):

@@ -65,6 +65,7 @@ class Coordinator:
         self._steering = Steering(config.control, log, self._members.add, lambda: self._members.room)
         self._desk = LeaseDesk(ledger)
         self._round: RoundState | None = None
+        self._broken: RoundState | None = None
         self._stop_reason = ""
         self._outcome = self._error = self._todo = ""
         self._broken_at_s: float | None = now
@@ -341,6 +342,8 @@ class Coordinator:
         self._round = RoundState(
             self._kept.round_id, formed.members, step, formed.source_rank, checkpoint, now, formed.held
         )
+        if self._broken is not None:
+            self._round.inherit(self._broken, self._kept.confirmed)
         since = now - self._broken_at_s if self._broken_at_s is not None else 0.0
         self._steering.formed(now, formed.members, since)
         self._log.append(
@@ -366,7 +369,7 @@ class Coordinator:
             return
         self._stepper.drop_saving(self._round)
         self._fruitless = 0 if self._round.confirmed() > self._round.step else self._fruitless
-        self._round = None
+        self._broken, self._round = self._round, None
         self._broken_at_s, self._break_reason = now, reason
 
     def _round_of(self, worker: str, incarnation: int, round_id: int) -> tuple[RoundState | None, m.Reply]:

@@ -293,8 +293,9 @@ class Order(Message, frozen=True):
     `ranges`: half-open ranges of positions; `batch`: positions of the whole global batch; `progress`: share
     of the run that is over, in [0, 1]; `micro_batch`: samples of one pass of this worker (0: all); `passes`:
     the most that a member makes, so that all can make the same number where passes have collectives in
-    them; `lr_factor`: on the schedule's learning rate; `backups`: so many members need not be waited for. All
-    of it holds for this step alone, so whoever comes later misses nothing.
+    them; `lr_factor`: on the schedule's learning rate; `backups`: so many members need not be waited for;
+    `window_s`: after so long the rest is to be given back (0: never). All of it holds for this step alone, so
+    whoever comes later misses nothing.
     """
 
     step: int
@@ -305,6 +306,7 @@ class Order(Message, frozen=True):
     passes: int = 0
     lr_factor: float = 1.0
     backups: int = 0
+    window_s: float = 0.0
 
 
 class Save(Message, frozen=True):

@@ -66,6 +66,13 @@ class RoundState:
             self.held,
         )
 
+    def inherit(self, broken: RoundState, confirmed: int) -> None:
+        """Steps that this round starts from, and that not all members of the broken one have confirmed: what
+        some of them have told belongs into the record."""
+        for step in range(confirmed + 1, self.step + 1):
+            if step in broken.plans and step in broken.reports:
+                self.plans[step], self.reports[step] = broken.plans[step], broken.reports[step]
+
     def is_echo(self, name: str, step: int) -> bool:
         """Whether a `Next` for `step` is a late copy: this member was heard at a later step already."""
         return step < max(self.step, self.applied[name] if name in self.applied else -1)

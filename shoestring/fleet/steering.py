@@ -13,6 +13,9 @@ from shoestring.control.splits import split
 from shoestring.fleet.messages import Order, OutOfMemory, StepReport
 from shoestring.fleet.persisted import Log
 
+SPARE = 1.3
+"""What a worker gets for a stretch, in what it is expected to do in it."""
+
 
 @dataclass(frozen=True)
 class Leave:
@@ -167,6 +170,18 @@ class Steering:
         """Samples of each member."""
         return split(batch, self._controller.shares)
 
+    def parts_of_window(self, now: float, window_s: float, batch: int, todo: int) -> dict[str, int]:
+        """Samples of each member for a stretch of so many seconds: somewhat more than it is expected to do,
+        since what is left comes back; an even part of `batch` for who was not seen yet."""
+        shares = self._controller.shares
+        views = self._monitor.view(now, tuple(shares))
+        wanted = {
+            name: math.ceil(SPARE * window_s * view.short.samples_per_s) or -(-batch // len(shares))
+            for name, view in views.items()
+        }
+        total = sum(wanted.values())
+        return wanted if total <= todo else split(todo, {name: n / total for name, n in wanted.items()})
+
     def order(
         self,
         step: int,
@@ -174,6 +189,7 @@ class Steering:
         ranges: tuple[tuple[int, int], ...],
         parts: dict[str, int],
         progress: float,
+        window_s: float = 0.0,
     ) -> Order:
         """What a member does in this step."""
         batch = sum(parts.values())
@@ -187,6 +203,7 @@ class Steering:
             passes=max(-(-samples // size(name, batch)) for name, samples in parts.items()),
             lr_factor=self._controller.lr_factor,
             backups=self.backups[0],
+            window_s=window_s,
         )
 
     @property

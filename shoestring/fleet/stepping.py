@@ -84,7 +84,7 @@ class Stepper:
     def settle(self, now: float, round_: RoundState, step: int, kept: Persisted) -> None:
         """Every member has applied `step`: its samples are in every state that can survive."""
         self._ledger.complete_tags(now, step)
-        for done in range(max(kept.confirmed, round_.step) + 1, step + 1):
+        for done in range(kept.confirmed + 1, step + 1):
             self._record_step(now, round_, done)
         kept.confirmed = max(kept.confirmed, step)
         round_.drop_before(step)
@@ -182,12 +182,15 @@ class Stepper:
         left_s = pace.remaining_s(share, kept.elapsed_s)
         if closing := self._steering.steer(now, step, batch, left_s):
             self.close(round_, closing)
+        window_s = self._config.pace.window_s
         parts = self._steering.parts(batch)
+        if window_s:
+            parts = self._steering.parts_of_window(now, window_s, batch, self._ledger.counts().todo)
         orders = {}
         for worker in round_.members:
             lease = self._ledger.lease(now, worker, parts[worker], tag=step) if parts[worker] else None
             ranges = tuple(lease.ranges) if lease else ()
-            orders[worker] = self._steering.order(step, worker, ranges, parts, share)
+            orders[worker] = self._steering.order(step, worker, ranges, parts, share, window_s)
         round_.plans[step] = StepPlan(step, orders, parts, now)
         return round_.plans[step]
 
@@ -211,7 +214,7 @@ class Stepper:
         self.metrics = dict(first.metrics)
         plan = round_.plans[step] if step in round_.plans else None
         gave_back = round_.gave_back[step] if step in round_.gave_back else {}
-        if plan is not None:
+        if plan is not None and step > round_.step:
             self._steering.step_took(step, now - plan.at_s)
         self._recent.append(
             (now, {"samples": float(sum(r.samples for r in reports.values())), **first.counts})

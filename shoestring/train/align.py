@@ -134,7 +134,14 @@ class Alignment:
             plain = strategy.name == "NNN" and len(set(labels)) == 1
             line = PlainExchange(layout, group.rank) if plain else self._rings(group, strategy, layout)
             self._exchange = TimedExchange(line, self._clock)
-        return strategy, self._exchange
+        # Local steps are nobody else's: the optimizer sees one rank, the line is for the outer step.
+        return strategy, Alone() if self._config.sync == "edit" else self._exchange
+
+    @property
+    def line(self) -> Line:
+        """The exchange with the other members of the round."""
+        assert self._exchange is not None
+        return self._exchange
 
     def _rings(self, group: Group, strategy: Strategy, layout: Layout) -> RingExchange:
         return RingExchange(
@@ -148,6 +155,8 @@ class Alignment:
 
     def _lay_out(self, strategy: Strategy, exchange: Line) -> None:
         self.state.lay_out(strategy, exchange, self._config.sharding.dtype, self._config.exchange_dtype)
+        if self._config.sync == "edit":
+            self.state.with_outer()
 
     def _restore(self, round_: m.Round, strategy: Strategy, exchange: Line) -> None:
         if self._touched or (self.state.laid_out and not self.state.fits(strategy, exchange)):

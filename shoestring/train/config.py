@@ -51,6 +51,29 @@ class ParallelConfig(Config):
         return strategy if strategy == AUTO else parse_strategy(strategy).name
 
 
+class EditConfig(Config):
+    """Local steps and what is made of them (EDiT, arXiv 2412.07210). See `train.outer`.
+
+    Attributes:
+        local_batch: samples of a worker's own update; 0: of one pass.
+        outer_lr, outer_momentum: of the outer optimizer, SGD with Nesterov momentum.
+        temperature: how fast a worker counts less the further it moved, in medians of the norms; 0: not.
+        z_limit: a norm that many standard deviations above a worker's own mean is left out.
+        ewma: weight of the newest norm in that mean.
+        warmup: synchronisations before anything is left out.
+        clip_norm: of a layer's pseudo-gradient; 0: none.
+    """
+
+    local_batch: int = Field(default=0, ge=0)
+    outer_lr: float = Field(default=0.7, gt=0.0)
+    outer_momentum: float = Field(default=0.8, ge=0.0, lt=1.0)
+    temperature: float = Field(default=1.0, ge=0.0)
+    z_limit: float = Field(default=3.0, gt=0.0)
+    ewma: float = Field(default=0.02, gt=0.0, le=1.0)
+    warmup: int = Field(default=10, ge=0)
+    clip_norm: float = Field(default=10.0, ge=0.0)
+
+
 class TrainConfig(Config):
     """Settings of the loop.
 
@@ -64,6 +87,9 @@ class TrainConfig(Config):
         exchange_dtype: what gradients are summed in over the network: `fp32`, `bf16`, or `as_is`.
         exchange_timeout_s: bound on one collective.
         sharding: what of the state is sharded, and how; the plan fills it in.
+        sync: `each_step`: workers exchange gradients in each step; `edit`: they take steps of their own and
+            synchronise by the clock (`fleet.pace.window_s`) or after `fleet.pace.batch` samples.
+        edit: of the latter.
         threads: compute threads of a worker; 0: the machine's cores divided by the workers.
     """
 
@@ -76,4 +102,6 @@ class TrainConfig(Config):
     exchange_dtype: Literal["as_is", "fp32", "bf16"] = "as_is"
     exchange_timeout_s: float = 600.0
     sharding: ShardingConfig = ShardingConfig()
+    sync: Literal["each_step", "edit"] = "each_step"
+    edit: EditConfig = EditConfig()
     threads: int = 0

@@ -37,6 +37,18 @@ class Sums:
         ]
         self._vector += torch.cat(scalars + parts)
 
+    def merge(self, other: Sums) -> None:
+        """Take in the sums of further micro-batches."""
+        self._vector += other._vector
+
+    def share(self, group: Group) -> None:
+        """Sum all but gradients over the members of the round.
+
+        Raises:
+            PeerLostError: a member is gone.
+        """
+        self._vector = group.sum_(self._vector)
+
     def exchange(self, group: Group, optimizer: ShardedOptimizer) -> None:
         """Sum gradients and all else over the members of the round; on return all know the same.
 

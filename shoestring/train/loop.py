@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import msgspec
 import numpy as np
 import torch
 
@@ -26,6 +27,7 @@ from shoestring.train.align import Alignment
 from shoestring.train.config import TrainConfig
 from shoestring.train.exchange import Sums
 from shoestring.train.lateness import Lateness, TooLate
+from shoestring.train.local import LocalSteps, TooLarge
 from shoestring.train.passes import Passes
 from shoestring.train.schedules import factor
 from shoestring.train.state import TrainState
@@ -81,6 +83,12 @@ class Trainer:
         self._loss = torch.compile(task.loss) if config.compile else task.loss
         strategy = parse_strategy(config.sharding.strategy)
         self._alignment = Alignment(seat, task, config, strategy, device, clock)
+        self._untold: tuple[int, m.StepReport | None] = (-1, None)
+        self._local: LocalSteps | None = None
+        if config.sync == "edit":
+            self._local = LocalSteps(
+                seat, task, config, self._agent, self._alignment, self._contribute, locate, device, clock
+            )
 
     def run(self) -> str:
         """Train until the coordinator says stop; returns its reason."""
@@ -101,17 +109,20 @@ class Trainer:
                 alignment.leave()
 
     def _work(self, group: Group, round_: m.Round) -> str:
-        report = None
         while True:
-            order = self._seat.next(round_.round_id, self._state.step, report)
+            step, report = self._untold
+            order = self._seat.next(
+                round_.round_id, self._state.step, report if step == self._state.step else None
+            )
+            self._untold = (-1, None)
             if isinstance(order, m.Stop):
                 return order.reason
             if isinstance(order, m.Save):
                 self._save(group, round_, order)
-                report = None
                 continue
             self._agent.take(order.micro_batch, order.passes, order.lr_factor)
-            report = self._step(group, round_, order)
+            act = self._step if self._local is None else self._stretch
+            self._untold = (order.step, act(group, round_, order))
 
     @property
     def _state(self) -> TrainState:
@@ -141,6 +152,17 @@ class Trainer:
             counts=sums.counts(),
             passes=max(1, done.passes),
         )
+
+    def _stretch(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
+        """Local steps of its own, then one with all."""
+        assert self._local is not None
+        try:
+            report = self._local.step(group, round_, order)
+        except TooLarge as error:
+            self._shrink(round_, order, error.samples, str(error))
+        except GradientError as error:
+            raise TrainingError(f"step {order.step}: {error.what}", error.todo) from error
+        return msgspec.structs.replace(report, memory_bytes=_memory_bytes(self._device))
 
     def _compute(self, round_: m.Round, order: m.Order) -> Done:
         """All passes of a step, or as many as the others have waited for.
@@ -201,7 +223,7 @@ class Trainer:
         self._seat.give_back(round_.round_id, order.step, part.after(kept))
         return done
 
-    def _shrink(self, round_: m.Round, order: m.Order, size: int, error: str) -> None:
+    def _shrink(self, round_: m.Round, order: m.Order, size: int, error: str) -> NoReturn:
         """Leave the round, for one with smaller passes: gradients are half summed, and others may wait in a
         collective of the pass."""
         self._state.sharded.engine.abandon()
@@ -280,7 +302,10 @@ class Trainer:
         error = ""
         with self._seat.phase("save"):
             try:
-                written = tensorfiles.write(self._state.own_tensors(), Path(order.directory), group.rank)
+                mine = self._state.own_tensors()
+                if self._local is not None:  # all hold all of it, in optimizer states of their own
+                    mine = self._state.tensors() if group.rank == 0 else {}
+                written = tensorfiles.write(mine, Path(order.directory), group.rank)
                 files = {path.name: file_checksum(path) for path in written}
             except CheckpointError as problem:
                 error = problem.what

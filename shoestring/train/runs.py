@@ -19,9 +19,11 @@ from shoestring.base.clock import Clock
 from shoestring.base.config import Config, to_toml
 from shoestring.base.errors import ConfigError, RunError, ShoestringError
 from shoestring.base.record import RunRecord, read_events
+from shoestring.cluster.planner import AUTO, PLAIN
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
 from shoestring.cluster.workers import Plan
 from shoestring.control.controller import policy_named
+from shoestring.control.policies import BACKUP
 from shoestring.data.ledger import LedgerSpec
 from shoestring.data.shuffle import Shuffle
 from shoestring.fleet.config import FleetConfig
@@ -92,6 +94,39 @@ class JobConfig(Config):
                 "train.sharding is what the plan fills in", "set parallel.strategy, parallel.dtype and so on"
             )
         return self
+
+    @model_validator(mode="after")
+    def _ways_of_working_agree(self) -> JobConfig:
+        local = self.train.sync == "edit"
+        if self.fleet.pace.window_s and not local:
+            raise ConfigError(
+                "fleet.pace.window_s is the time of local steps, and there are none",
+                "set train.sync=edit too, or leave it at 0",
+            )
+        if local and self.fleet.control.policy == BACKUP:
+            raise ConfigError(
+                "with local steps there is no step that backup workers could be left out of",
+                "set fleet.pace.window_s and leave fleet.control.policy at nd: then nobody is waited for",
+            )
+        if (reason := self._needs_whole_state()) and self.parallel.strategy not in (AUTO, PLAIN):
+            raise ConfigError(
+                f"{reason} needs all of the state on each worker, and parallel.strategy is "
+                f"{self.parallel.strategy}",
+                f"set parallel.strategy={PLAIN}, or leave it out",
+            )
+        return self
+
+    @property
+    def sharding_wish(self) -> ParallelConfig:
+        """What the plan has to heed: `parallel`, and what the way of working leaves of it."""
+        if self._needs_whole_state():
+            return self.parallel.model_copy(update={"strategy": PLAIN})
+        return self.parallel
+
+    def _needs_whole_state(self) -> str:
+        if self.train.sync == "edit":
+            return "train.sync=edit"
+        return f"fleet.control.policy={BACKUP}" if self.fleet.control.policy == BACKUP else ""
 
 
 class Job(Protocol):

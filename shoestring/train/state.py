@@ -14,6 +14,7 @@ from shoestring.fleet.messages import Held
 from shoestring.parallel.paro import ShardedOptimizer, own_tensors, shard, state_tensors
 from shoestring.parallel.paro.exchange import Exchange
 from shoestring.parallel.paro.recut import Holding, Recut, recut
+from shoestring.parallel.paro.state import persistent_buffers
 from shoestring.train.task import Task
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -28,6 +29,8 @@ class TrainState:
         model: the task's model on the device.
         inner: the task's optimizer; each group keeps its peak rate as `peak_lr`.
         round_id: the round whose layout the shards are cut by.
+        outer: momentum of the outer optimizer by parameter, where workers take local steps; else empty.
+        rate: the largest learning rate that was set.
 
     Args:
         cut: whether the state is going to be cut, so that the model need not be built whole.
@@ -42,6 +45,8 @@ class TrainState:
         for group in self.inner.param_groups:
             group["peak_lr"] = group["lr"]
         self._sharded: ShardedOptimizer | None = None
+        self.outer: dict[str, Tensor] = {}
+        self.rate = 0.0
 
     def _build(self, cut: bool, seed: int) -> nn.Module:
         """The model; one that will be cut is never whole anywhere, where the task can bring it in parts."""
@@ -63,6 +68,14 @@ class TrainState:
     def laid_out(self) -> bool:
         """Whether `lay_out` was called."""
         return self._sharded is not None
+
+    def with_outer(self) -> None:
+        """Workers take local steps, and an outer optimizer takes what they make of them."""
+        self.outer = {piece.name: torch.zeros_like(piece.master.data) for piece in self.sharded.pieces}
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Buffers that belong to the state, by name."""
+        return persistent_buffers(self.model)
 
     def lay_out(self, strategy: Strategy, exchange: Exchange, dtype: str, wire: str) -> None:
         """Shard for the first time.
@@ -112,6 +125,7 @@ class TrainState:
     def let_go(self) -> None:
         """Free the memory; nothing of this state will be used again."""
         self.inner.state.clear()
+        self.outer.clear()
         if self._sharded is not None:
             for piece in self._sharded.pieces:
                 piece.let_go()
@@ -140,7 +154,8 @@ class TrainState:
 
         Parameters and buffers as `model.*`, optimizer state as `optim.*`; shards as pieces.
         """
-        return state_tensors(self.sharded)
+        outer = {f"outer.{name}": moment for name, moment in self.outer.items()}
+        return state_tensors(self.sharded) | outer
 
     def own_tensors(self) -> dict[str, Tensor]:
         """Those of them that this worker writes into a checkpoint."""
@@ -150,7 +165,8 @@ class TrainState:
         """Scale every group's peak learning rate; returns the largest rate."""
         for group in self.inner.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        return max(float(group["lr"]) for group in self.inner.param_groups)
+        self.rate = max(float(group["lr"]) for group in self.inner.param_groups)
+        return self.rate
 
 
 def holdings_of(held: Sequence[Held | None], step: int) -> list[Holding | None]:

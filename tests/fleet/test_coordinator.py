@@ -73,6 +73,30 @@ def test_what_a_survivor_has_applied_stays(tmp_path: Path) -> None:
     assert rig.done() == 8
 
 
+def test_a_step_that_only_the_survivor_could_tell_of_is_in_the_record_once(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.begin()
+    rig.step(0)
+    rig.next("w0", 1)
+    rig.tick(m.Exit("w1", 1, -9))
+    rig.join("w0", step=1, last_round=1)
+    rig.next("w0", 1, round_id=2)  # tells of it again
+    assert [(event["step"], list(event["workers"])) for event in rig.events.of("step")] == [(1, ["w0"])]
+    rig.next("w0", 2, round_id=2)
+    assert [event["step"] for event in rig.events.of("step")] == [1, 2]
+
+
+def test_a_report_that_came_too_late_for_its_round_is_taken_in_the_next(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.begin()
+    rig.step(0)
+    rig.tick(m.Exit("w1", 1, -9))
+    assert isinstance(rig.next("w0", 1), m.Regroup)
+    rig.join("w0", step=1, last_round=1)
+    rig.next("w0", 1, round_id=2)
+    assert [event["step"] for event in rig.events.of("step")] == [1]
+
+
 def test_the_newcomer_gets_the_survivors_state(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.begin()

@@ -42,6 +42,7 @@ def make_launch(
     checkpoint: CheckpointConfig | None = None,
     members: dict[str, Any] | None = None,
     control: ControlConfig | None = None,
+    window_s: float = 0.0,
 ) -> Launch:
     """A launch of `tests.train.tasks:task`."""
     control = control or ControlConfig(
@@ -51,7 +52,7 @@ def make_launch(
         members=MemberConfig(
             **{"workers": workers, "heartbeat_s": 0.2, "join_grace_s": 20.0} | (members or {})
         ),
-        pace=PaceConfig(steps=steps, batch=batch),
+        pace=PaceConfig(steps=steps, batch=batch, window_s=window_s),
         checkpoint=checkpoint or CheckpointConfig(every_s=0.0),
         control=control,
     )

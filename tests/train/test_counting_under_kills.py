@@ -110,12 +110,7 @@ def check_all_ones(
         members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05, "max_workers": 4} | members,
         control=control,
     )
-    clock = SystemClock()
-    host = harm(launch, clock, seed)
-    with Interrupts() as interrupts:
-        outcome = Supervisor(launch.fleet.members, host, clock, lambda status: None, interrupts).run()
-    assert outcome.status == "finished", outcome
-    assert host.killed, "the schedule killed nothing: it proves nothing"
+    host = run_under(launch, seed, harm)
     state, _ = final_state(launch, "counting", {"samples": SAMPLES})
     counts = next(state.model.parameters()).detach()
     wrong = (counts != 1).nonzero().flatten().tolist()
@@ -125,6 +120,17 @@ def check_all_ones(
     log = read_events(tmp_path / "events.jsonl")
     assert not log.damage
     return log
+
+
+def run_under(launch: Launch, seed: int, harm: type[ChaosHost] = ChaosHost) -> ChaosHost:
+    """Run to the end while the host does harm."""
+    clock = SystemClock()
+    host = harm(launch, clock, seed)
+    with Interrupts() as interrupts:
+        outcome = Supervisor(launch.fleet.members, host, clock, lambda status: None, interrupts).run()
+    assert outcome.status == "finished", outcome
+    assert host.killed, "the schedule killed nothing: it proves nothing"
+    return host
 
 
 def test_a_chaos_host_would_be_noticed_if_it_did_nothing(tmp_path: Path) -> None:

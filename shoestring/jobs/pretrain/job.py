@@ -62,10 +62,10 @@ class PretrainJob:
         dtype = config.model.compute_dtype if config.compute_dtype == "auto" else config.compute_dtype
         costs = step_costs(config, dtype)
         if cluster is not None:
-            return planning.plan_listed(costs, cluster, config.parallel)
+            return planning.plan_listed(costs, cluster, config.sharding_wish)
         flops_per_s = {threads: by_dtype[dtype] for threads, by_dtype in rates.items()}
         here = planning.described_cluster(flops_per_s)
-        return planning.plan_here(costs, here, config.parallel, config.fleet.members.workers)
+        return planning.plan_here(costs, here, config.sharding_wish, config.fleet.members.workers)
 
     def prepare(self, run_dir: Path, say: Callable[[str], None]) -> Prepared:
         """Pack the text (once), fix the compute dtype (once), plan."""
@@ -138,7 +138,7 @@ def step_costs(config: PretrainConfig, dtype: str) -> planning.Costs:
     Args:
         dtype: of activations and matrix products.
     """
-    model, parallel = config.model, config.parallel
+    model, parallel = config.model, config.sharding_wish
     with torch.device("meta"):
         meta = MoeLM(model, seed=None)
     groups = build_optimizer(meta, config.optimizer).param_groups
