@@ -30,8 +30,8 @@ Plan = tuple[tuple[str, tuple[str, ...], int], ...]
 KEPT = ROOT / ".bench" / "stragglers"
 KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit_vs_sync", "false_restarts")
 PLAN: Plan = (
-    ("persistent", ("none", "nd", "lb-bsp", "backup", "ddp"), 60),
-    ("transient", ("none", "nd", "lb-bsp", "backup", "ddp"), 60),
+    ("persistent", ("none", "nd", "lb-bsp", "backup", "edit", "ddp"), 60),
+    ("transient", ("none", "nd", "lb-bsp", "backup", "edit", "ddp"), 60),
     ("both", ("none", "nd", "lb-bsp", "backup"), 60),
     ("even", ("none", "nd"), 60),
     ("three speeds", ("none", "dd"), 60),
@@ -190,6 +190,9 @@ def figures_of(runs: Runs) -> dict[str, Any]:
             ("none", "vs_static"), ("lb-bsp", "vs_lb_bsp"), ("backup", "vs_backup"), ("ddp", "vs_ddp"),
         ):  # fmt: skip
             found[f"{name}{key}"] = _ratio(runs, case, other, "nd")
+    found["edit_vs_sync"] = _ratio(runs, "transient", "none", "edit")
+    found["edit_vs_sync_persistent"] = _ratio(runs, "persistent", "none", "edit")
+    found["edit_vs_nd"] = _ratio(runs, "transient", "nd", "edit")
     even = _ratio(runs, "even", "nd", "none")
     found["overhead"] = round(even - 1.0, 4) if even is not None else None
     found["dd_vs_static"] = _ratio(runs, "three speeds", "none", "dd")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -62,13 +63,22 @@ class QuotaHost(LocalHost):
         return super().reap()
 
 
+@dataclass(frozen=True)
+class How:
+    """What an arm is: its policy, its bounds, its settings of the loop."""
+
+    control: ControlConfig
+    pace: dict[str, Any]
+    train: dict[str, Any]
+
+
 def run(
-    lab: Lab, script: Script, control: ControlConfig, steps: int, batch: int, micro_batch: int, seed: int
+    lab: Lab, script: Script, how: How, steps: int, batch: int, micro_batch: int, seed: int
 ) -> dict[str, Any]:
     """Train for so many steps; the times are those of the run record."""
     clock = SystemClock()
     with tempfile.TemporaryDirectory() as name:
-        launch = _launch(Path(name), control, steps, batch, micro_batch, seed)
+        launch = _launch(Path(name), how, steps, batch, micro_batch, seed)
         host = QuotaHost(launch, clock, lab, script)
         with Interrupts() as interrupts:
             outcome = Supervisor(launch.fleet.members, host, clock, lambda _: None, interrupts).run()
@@ -106,19 +116,20 @@ def _held_out(launch: Launch) -> float:
     return task.held_out_loss(state.model)
 
 
-def _launch(
-    run_dir: Path, control: ControlConfig, steps: int, batch: int, micro_batch: int, seed: int
-) -> Launch:
+def _launch(run_dir: Path, how: How, steps: int, batch: int, micro_batch: int, seed: int) -> Launch:
     fleet = FleetConfig(
         members=MemberConfig(workers=WORKERS),
-        pace=PaceConfig(steps=steps, batch=batch),
+        pace=PaceConfig(batch=batch, **how.pace),
         checkpoint=CheckpointConfig(every_s=0.0),
-        control=control,
+        control=how.control,
     )
     train = TrainConfig(
-        seed=seed, micro_batch=micro_batch, threads=1, schedule=ScheduleConfig(kind="constant", warmup=0.0)
-    )
-    ledger = LedgerSpec(samples=task.SAMPLES, epochs=1, seed=seed, shuffle="shards")
+        seed=seed, micro_batch=micro_batch, threads=1, schedule=ScheduleConfig(kind="constant", warmup=0.0),
+        **how.train,
+    )  # fmt: skip
+    # Whoever has no bound in steps ends with the data: the same number of samples.
+    samples = task.SAMPLES if "steps" in how.pace else steps * batch
+    ledger = LedgerSpec(samples=samples, epochs=1, seed=seed, shuffle="shards")
     order = {"samples": ledger.samples, "epochs": 1, "seed": seed, "shuffle": "shards",
              "shard_size": ledger.shard_size}  # fmt: skip
     payload = TrainPayload("benchmarks.stragglers.task:make", {}, train.model_dump(), order)

@@ -1,6 +1,7 @@
 """One run: `python -m benchmarks.stragglers.run ARM CASE SEED STEPS` (root only) prints a line of JSON.
 
-Arms: `none`, `nd`, `dd`, `lb-bsp`, `backup` (ours by its policy), and `ddp`.
+Arms: `none`, `nd`, `dd`, `lb-bsp`, `backup` (ours by its policy), `edit` (ours, with
+local steps by the clock), and `ddp`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,31 @@ from benchmarks.lab import Lab, LabConfig
 from benchmarks.stragglers import ddp, ours
 from benchmarks.stragglers.places import CASES, Script
 from shoestring.control.controller import ControlConfig
+from shoestring.train.config import EditConfig
 
 BATCH, MICRO_BATCH = 768, 16
 RESTART_WINDOW_S = 30.0
 """Long window of the case in which a machine turns slow: how soon a new start is asked for."""
 
 
+WINDOW_S = 6.0
+"""Of local steps."""
+LOCAL_BATCH = 64
+
+
+def train_of(arm: str) -> dict[str, Any]:
+    """Settings of the loop that are the arm's own."""
+    return {"sync": "edit", "edit": EditConfig(local_batch=LOCAL_BATCH)} if arm == "edit" else {}
+
+
+def pace_of(arm: str, steps: int) -> dict[str, Any]:
+    """The bound of a run: steps, or the same samples where the length of a step is open."""
+    return {"window_s": WINDOW_S} if arm == "edit" else {"steps": steps}
+
+
 def control(arm: str, case: str) -> ControlConfig:
     """The defaults, but for what a method says itself: LB-BSP decides before each step."""
-    changed: dict[str, Any] = {"policy": arm}
+    changed: dict[str, Any] = {"policy": "nd" if arm == "edit" else arm}
     if arm == "lb-bsp":
         changed["interval_s"] = 0.0
     if arm == "backup":
@@ -39,7 +56,8 @@ def main(arm: str, case: str, seed: int, steps: int) -> dict[str, Any]:
         if arm == "ddp":
             found = ddp.run(lab, script, steps, BATCH, MICRO_BATCH, seed)
         else:
-            found = ours.run(lab, script, control(arm, case), steps, BATCH, MICRO_BATCH, seed)
+            how = ours.How(control(arm, case), pace_of(arm, steps), train_of(arm))
+            found = ours.run(lab, script, how, steps, BATCH, MICRO_BATCH, seed)
     return {"arm": arm, "case": case, "seed": seed, "steps": steps, **found}
 
 

@@ -227,6 +227,10 @@ class Controller:
         self._apply(now, step, decision, state)
         return decision
 
+    def hurry(self) -> None:
+        """A worker's speed has changed: decide before the next step."""
+        self._next_s = -math.inf if self._next_s is not None else None
+
     def _all_seen(self, now: float) -> bool:
         """Whether all were seen often enough for the first time in this round."""
         if not self._eager:

@@ -16,6 +16,9 @@ RECENT, EARLIER = 2, 3
 """Reports that show a change, and those that it is seen against."""
 CHANGE, SURE = 0.25, 4.0
 """Of the time per sample; and in standard deviations of a mean of `RECENT` reports."""
+JUMP, CERTAIN, LEAST_SCATTER = 0.5, 8.0, 0.05
+"""A change that a single report shows: of the time per sample; in standard deviations, and the least that one
+is taken for."""
 ENOUGH = 10
 """Reports that tell by themselves how much they scatter."""
 TELLING = 0.005
@@ -38,7 +41,8 @@ class WindowView:
     """A worker over one window: reports, samples, seconds; rates are 0 where nothing was seen.
 
     `error`: relative standard error of the mean time per sample, as reports scatter; 0 below two of them.
-    `quickest_s`: least seconds per sample of a report (of slices only).
+    `quickest_s`: least seconds per sample of a report (of slices only). `changed`: it begins with a change of
+    speed that was sure, so that even one report tells.
     """
 
     reports: int
@@ -46,6 +50,7 @@ class WindowView:
     compute_s: float
     error: float = 0.0
     quickest_s: float = math.inf
+    changed: bool = False
 
     @property
     def samples_per_s(self) -> float:
@@ -109,31 +114,50 @@ class Window:
         self._span_s = span_s
         self._fresh = fresh
         self._scatter = 0.0
+        self._known = 0.0
+        self._changed = False
         self._seen: deque[Seen] = deque()
         self._empty()
 
-    def add(self, seen: Seen) -> None:
-        """Take in a report and forget what is too old."""
+    def add(self, seen: Seen) -> bool:
+        """Take in a report and forget what is too old; whether it shows a change of speed by itself."""
         self._seen.append(seen)
         self._count(seen, 1)
         self._forget(seen.at_s)
-        if self._fresh and len(self._seen) >= RECENT + EARLIER:
-            self._start_afresh()
+        return self._fresh and self._start_afresh()
 
-    def _start_afresh(self) -> None:
-        """Forget what was before a change, but for how much reports scatter: two do not tell that."""
-        newest = [self._seen[-1 - back] for back in range(RECENT)]
+    def _start_afresh(self) -> bool:
+        """Forget what was before a change, but for how much reports scatter: two do not tell that. Whether
+        one report was enough to be sure."""
+        count = len(self._seen)
+        # One report tells only against a scatter that is known from many.
+        before = 1 if self._known else ENOUGH
+        if count > before and self._change_in(1, JUMP, CERTAIN, LEAST_SCATTER):
+            return True
+        if count >= RECENT + EARLIER:
+            self._change_in(RECENT, CHANGE, SURE, 0.0)
+        return False
+
+    def _change_in(self, recent: int, change: float, sure: float, least_scatter: float) -> bool:
+        newest = [self._seen[-1 - back] for back in range(recent)]
         rates = [one.compute_s / one.samples for one in newest]
-        earlier = len(self._seen) - RECENT
+        earlier = len(self._seen) - recent
         mean = (self._rate - sum(rates)) / earlier
         squares = (self._rate2 - sum(rate * rate for rate in rates)) / earlier
         scatter = math.sqrt(max(0.0, squares - mean * mean))
-        gap = abs(sum(rates) / RECENT - mean)
-        one_side = min(rates) > (1.0 + CHANGE) * mean or max(rates) < mean / (1.0 + CHANGE)
-        if one_side and gap > SURE * scatter / math.sqrt(RECENT):
-            self._scatter = scatter / mean
-            while len(self._seen) > RECENT:
-                self._count(self._seen.popleft(), -1)
+        if recent == 1 or earlier < ENOUGH:
+            scatter = max(scatter, self._known * mean)
+        gap = mean * abs(math.log(sum(rates) / recent / mean))  # times scatter in ratios, not in differences
+        one_side = min(rates) > (1.0 + change) * mean or max(rates) < mean / (1.0 + change)
+        if not (one_side and gap > sure * max(scatter, least_scatter * mean) / math.sqrt(recent)):
+            return False
+        self._scatter = max(scatter / mean, least_scatter)
+        if earlier >= ENOUGH:
+            self._known = self._scatter
+        while len(self._seen) > recent:
+            self._count(self._seen.popleft(), -1)
+        self._changed = recent == 1
+        return True
 
     def view(self, now: float) -> WindowView:
         """The window as of `now`."""
@@ -147,7 +171,7 @@ class Window:
         if count < ENOUGH:
             scatter = max(scatter, self._scatter)
         error = scatter / math.sqrt(count)
-        return WindowView(count, self._samples, self._compute_s, error)
+        return WindowView(count, self._samples, self._compute_s, error, changed=self._changed)
 
     def cost(self, now: float) -> Cost | None:
         """Seconds of a pass by its samples; None where nothing was seen."""
@@ -237,10 +261,14 @@ class Monitor:
         self._long_s = long_s
         self._workers: dict[str, _Watched] = {}
 
-    def observe(self, now: float, worker: str, samples: int, compute_s: float, passes: int = 1) -> None:
-        """Take in one step of one worker; steps without samples say nothing about speed."""
+    def observe(self, now: float, worker: str, samples: int, compute_s: float, passes: int = 1) -> bool:
+        """Take in one step of one worker; steps without samples say nothing about speed.
+
+        Returns:
+            Whether its speed has changed, beyond doubt.
+        """
         if samples <= 0 or compute_s <= 0:
-            return
+            return False
         seen = Seen(now, samples, compute_s, max(1, passes))
         watched = self._workers[worker] if worker in self._workers else None
         if watched is None:
@@ -249,8 +277,9 @@ class Monitor:
             )
             self._workers[worker] = watched
         watched.last = seen
-        for part in (watched.short, watched.long, watched.slices):
-            part.add(seen)
+        watched.long.add(seen)
+        watched.slices.add(seen)
+        return watched.short.add(seen)
 
     def forget(self, worker: str) -> None:
         """A new process starts with a clean slate."""

@@ -29,7 +29,11 @@ def nd(now: float, state: ControlState, options: PolicyOptions) -> Decision:
 
 def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
     views, shares = state.workers, state.shares
-    known = {w: v.short.samples_per_s for w, v in views.items() if v.short.reports >= options.min_reports}
+    known = {
+        w: v.short.samples_per_s
+        for w, v in views.items()
+        if v.short.reports >= options.min_reports or v.short.changed
+    }
     if len(views) < 2 or not known:
         return Decision((), f"speeds known of {len(known)} of {len(views)} workers: too few to compare")
     mean = sum(known.values()) / len(known)

@@ -72,7 +72,8 @@ class Steering:
         if worker not in self._warm:
             self._warm.add(worker)
             return
-        self._monitor.observe(now, worker, report.samples, report.compute_s, report.passes)
+        if self._monitor.observe(now, worker, report.samples, report.compute_s, report.passes):
+            self._controller.hurry()
 
     def lost(self, worker: str) -> None:
         """A worker's process is gone."""

@@ -179,7 +179,8 @@ class Simulation:
         for name, n, t, p in zip(
             self._members, samples.tolist(), took_s.tolist(), passes.tolist(), strict=True
         ):
-            self._monitor.observe(self.now, name, n, t, p)
+            if self._monitor.observe(self.now, name, n, t, p):
+                self._controller.hurry()
         out.steps, out.samples = out.steps + 1, out.samples + int(samples.sum())
         out.step_s.append(step_s)
         if (effect := self._controller.step_took(step_s)) is not None:
