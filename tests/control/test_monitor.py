@@ -101,18 +101,36 @@ def test_the_short_window_forgets_what_was_before_a_change_of_speed() -> None:
     monitor = Monitor(100.0, 100.0)
     for at_s in range(10):
         monitor.observe(float(at_s), "w0", 10, 1.0 + 0.02 * (at_s % 2))
-    monitor.observe(10.0, "w0", 10, 4.0)  # one slow step may be chance
+    assert not monitor.observe(10.0, "w0", 10, 1.4)  # one step that is somewhat slow may be chance
     assert monitor.view(10.0, ("w0",))["w0"].short.reports == 11
-    monitor.observe(11.0, "w0", 10, 4.0)
+    assert not monitor.observe(11.0, "w0", 10, 1.4)
     view = monitor.view(11.0, ("w0",))["w0"]
-    assert (view.short.reports, view.short.samples_per_s) == (2, pytest.approx(2.5))
-    assert view.long.reports == 12
+    assert (view.short.reports, view.short.samples_per_s) == (2, pytest.approx(10 / 1.4))
+    assert view.long.reports == 12 and not view.short.changed
+
+
+def test_one_report_that_leaves_no_doubt_is_a_change_of_speed() -> None:
+    monitor = Monitor(100.0, 100.0)
+    for at_s in range(11):
+        assert not monitor.observe(float(at_s), "w0", 10, 1.0 + 0.02 * (at_s % 2))
+    assert monitor.observe(11.0, "w0", 10, 4.0)
+    view = monitor.view(11.0, ("w0",))["w0"].short
+    assert view.changed and (view.reports, view.samples_per_s) == (1, pytest.approx(2.5))
+    assert monitor.observe(12.0, "w0", 10, 1.0)  # and back, against the scatter that is known
+    assert monitor.view(12.0, ("w0",))["w0"].short.samples_per_s == pytest.approx(10.0)
+
+
+def test_a_new_workers_first_reports_leave_doubt() -> None:
+    monitor = Monitor(100.0, 100.0)
+    for at_s in range(5):
+        monitor.observe(float(at_s), "w0", 10, 1.0)
+    assert not monitor.observe(5.0, "w0", 10, 4.0)
 
 
 def test_noise_is_no_change_of_speed() -> None:
     rng, monitor = random.Random(3), Monitor(1000.0, 1000.0)
     for at_s in range(500):
-        monitor.observe(float(at_s), "w0", 10, rng.lognormvariate(0.0, 0.1))
+        assert not monitor.observe(float(at_s), "w0", 10, rng.lognormvariate(0.0, 0.1))
     assert monitor.view(500.0, ("w0",))["w0"].short.reports == 500
 
 
