@@ -36,6 +36,9 @@ PLAN: Plan = (
     ("even", ("none", "nd"), 60),
     ("three speeds", ("none", "dd"), 60),
     ("turns slow", ("nd",), 150),
+    ("slow link", ("none", "edit"), 60),
+    ("slow link, random", ("none", "nd", "edit"), 60),
+    ("slow link, fixed", ("none", "nd", "edit"), 60),
 )
 QUICK_PLAN: Plan = (("persistent", ("none", "nd"), 12),)
 SEEDS = 5
@@ -190,9 +193,10 @@ def figures_of(runs: Runs) -> dict[str, Any]:
             ("none", "vs_static"), ("lb-bsp", "vs_lb_bsp"), ("backup", "vs_backup"), ("ddp", "vs_ddp"),
         ):  # fmt: skip
             found[f"{name}{key}"] = _ratio(runs, case, other, "nd")
-    found["edit_vs_sync"] = _ratio(runs, "transient", "none", "edit")
-    found["edit_vs_sync_persistent"] = _ratio(runs, "persistent", "none", "edit")
-    found["edit_vs_nd"] = _ratio(runs, "transient", "nd", "edit")
+    for case, key in (("slow link, random", ""), ("slow link, fixed", "_fixed"), ("slow link", "_even")):
+        found[f"edit_vs_sync{key}"] = _ratio(runs, case, "none", "edit")
+        found[f"edit_vs_nd{key}"] = _ratio(runs, case, "nd", "edit")
+        found[f"edit_loss{key}"] = _loss_gap(runs, case)
     even = _ratio(runs, "even", "nd", "none")
     found["overhead"] = round(even - 1.0, 4) if even is not None else None
     found["dd_vs_static"] = _ratio(runs, "three speeds", "none", "dd")
@@ -213,6 +217,16 @@ def _ratio(runs: Runs, case: str, over: str, under: str) -> float | None:
     ]
     both = sorted(set(times[0]) & set(times[1]))
     return round(statistics.median(times[0][s] / times[1][s] for s in both), 3) if both else None
+
+
+def _loss_gap(runs: Runs, case: str) -> float | None:
+    """Median over seeds of held-out loss after local steps less that after exchanges in each step, for the
+    same number of samples, nats."""
+    if case not in runs or not {"none", "edit"} <= set(runs[case]):
+        return None
+    losses = [{run["seed"]: run["held_out"] for run in runs[case][arm]} for arm in ("edit", "none")]
+    both = sorted(set(losses[0]) & set(losses[1]))
+    return round(statistics.median(losses[0][s] - losses[1][s] for s in both), 4) if both else None
 
 
 def _gap(runs: Runs, by_step: bool) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.lab import Lab
-from benchmarks.stragglers import task
+from benchmarks.stragglers import placed, task, words
 from benchmarks.stragglers.places import WORKERS, Script
 from shoestring.base.clock import Clock, SystemClock
 from shoestring.base.record import read_events
@@ -78,7 +78,7 @@ def run(
     """Train for so many steps; the times are those of the run record."""
     clock = SystemClock()
     with tempfile.TemporaryDirectory() as name:
-        launch = _launch(Path(name), how, steps, batch, micro_batch, seed)
+        launch = _launch(Path(name), lab, script, how, steps, batch, micro_batch, seed)
         host = QuotaHost(launch, clock, lab, script)
         with Interrupts() as interrupts:
             outcome = Supervisor(launch.fleet.members, host, clock, lambda _: None, interrupts).run()
@@ -99,7 +99,7 @@ def run(
             ],
             "effects": [event["reason"] for event in log.of("effect")],
             "faults": [event["reason"] for event in log.of("fault")],
-            "held_out": _held_out(launch),
+            "held_out": _held_out(launch, _task_of(script)),
         }
 
 
@@ -108,15 +108,22 @@ def _decision(event: dict[str, Any], began_s: float) -> dict[str, Any]:
     return {"at_s": event["wall_s"] - began_s, **{key: event[key] for key in kept if key in event}}
 
 
-def _held_out(launch: Launch) -> float:
+def _task_of(script: Script) -> Any:
+    return words if script.case.link is not None else task
+
+
+def _held_out(launch: Launch, about: Any) -> float:
     newest = sorted((launch.run_dir / "checkpoints").glob("step-????????"))[-1]
-    state = TrainState(task.Classify(), torch.device("cpu"), 0)
+    state = TrainState(about.make({}, launch.run_dir), torch.device("cpu"), 0)
     state.lay_out(parse_strategy("NNN"), Alone(), "as_is", "as_is")
     tensorfiles.read(state.tensors(), newest)
-    return task.held_out_loss(state.model)
+    loss: float = about.held_out_loss(state.model)
+    return loss
 
 
-def _launch(run_dir: Path, how: How, steps: int, batch: int, micro_batch: int, seed: int) -> Launch:
+def _launch(
+    run_dir: Path, lab: Lab, script: Script, how: How, steps: int, batch: int, micro_batch: int, seed: int
+) -> Launch:
     fleet = FleetConfig(
         members=MemberConfig(workers=WORKERS),
         pace=PaceConfig(batch=batch, **how.pace),
@@ -128,9 +135,12 @@ def _launch(run_dir: Path, how: How, steps: int, batch: int, micro_batch: int, s
         **how.train,
     )  # fmt: skip
     # Whoever has no bound in steps ends with the data: the same number of samples.
-    samples = task.SAMPLES if "steps" in how.pace else steps * batch
+    samples = _task_of(script).SAMPLES if "steps" in how.pace else steps * batch
     ledger = LedgerSpec(samples=samples, epochs=1, seed=seed, shuffle="shards")
     order = {"samples": ledger.samples, "epochs": 1, "seed": seed, "shuffle": "shards",
              "shard_size": ledger.shard_size}  # fmt: skip
-    payload = TrainPayload("benchmarks.stragglers.task:make", {}, train.model_dump(), order)
-    return Launch(run_dir, fleet, ledger, ENTRY, payload.encode(), threads=1)
+    linked = script.case.link is not None
+    settings = {placed.HOSTS: {f"w{i}": lab.hosts[i].netns_path for i in range(WORKERS)}} if linked else {}
+    maker = f"{_task_of(script).__name__}:make"
+    payload = TrainPayload(maker, settings, train.model_dump(), order, loopback=not linked)
+    return Launch(run_dir, fleet, ledger, placed.ENTRY if linked else ENTRY, payload.encode(), threads=1)

@@ -21,20 +21,27 @@ class Case:
         burst_every_s, burst_s: mean times between and of bursts, in which a place has SLOW of its share; 0:
             none.
         turns_slow_s: when place 2 turns slow for good; 0: never.
+        link: rate of each place's network, and a language model is trained; None: one machine's loopback.
     """
 
     shares: tuple[float, ...] = (1.0,) * WORKERS
     burst_every_s: float = 0.0
     burst_s: float = 0.0
     turns_slow_s: float = 0.0
+    link: str | None = None
 
 
+LINK = "100mbit"
+"""Of each place, where the case has a slow network."""
 CASES: dict[str, Case] = {
     "even": Case(),
     "persistent": Case((1.0, 1.0, 1.0, SLOW)),
     "transient": Case(burst_every_s=20.0, burst_s=8.0),
     "both": Case((1.0, 1.0, 1.0, SLOW), burst_every_s=20.0, burst_s=8.0),
     "three speeds": Case((1.0, 1.0, 0.5, 0.25)),
+    "slow link": Case(link=LINK),
+    "slow link, random": Case(burst_every_s=20.0, burst_s=8.0, link=LINK),
+    "slow link, fixed": Case((1.0, 1.0, 1.0, SLOW), link=LINK),
     "turns slow": Case((1.0, 1.0, 1.0, 1.0, 1.0), turns_slow_s=20.0),
 }
 

@@ -12,23 +12,24 @@ from typing import Any
 
 from benchmarks.lab import Lab, LabConfig
 from benchmarks.stragglers import ddp, ours
-from benchmarks.stragglers.places import CASES, Script
+from benchmarks.stragglers.places import CASES, WORKERS, Script
 from shoestring.control.controller import ControlConfig
 from shoestring.train.config import EditConfig
 
 BATCH, MICRO_BATCH = 768, 16
+WORDS_BATCH, WORDS_MICRO_BATCH = 64, 4
+"""Of the language model, in windows."""
 RESTART_WINDOW_S = 30.0
 """Long window of the case in which a machine turns slow: how soon a new start is asked for."""
 
 
 WINDOW_S = 6.0
 """Of local steps."""
-LOCAL_BATCH = 64
 
 
-def train_of(arm: str) -> dict[str, Any]:
-    """Settings of the loop that are the arm's own."""
-    return {"sync": "edit", "edit": EditConfig(local_batch=LOCAL_BATCH)} if arm == "edit" else {}
+def train_of(arm: str, local_batch: int) -> dict[str, Any]:
+    """Settings of the loop that are the arm's own. A local step has a worker's part of a global batch."""
+    return {"sync": "edit", "edit": EditConfig(local_batch=local_batch)} if arm == "edit" else {}
 
 
 def pace_of(arm: str, steps: int) -> dict[str, Any]:
@@ -52,12 +53,14 @@ def main(arm: str, case: str, seed: int, steps: int) -> dict[str, Any]:
     """Build the places, run the arm on them."""
     script = Script(CASES[case], seed)
     cores = tuple(script.cores(place) for place in range(len(CASES[case].shares)))
-    with Lab(LabConfig(hosts=len(cores), cpu=cores)) as lab:
+    with Lab(LabConfig(hosts=len(cores), cpu=cores, inter=CASES[case].link)) as lab:
         if arm == "ddp":
             found = ddp.run(lab, script, steps, BATCH, MICRO_BATCH, seed)
         else:
-            how = ours.How(control(arm, case), pace_of(arm, steps), train_of(arm))
-            found = ours.run(lab, script, how, steps, BATCH, MICRO_BATCH, seed)
+            linked = CASES[case].link is not None
+            batch, micro_batch = (WORDS_BATCH, WORDS_MICRO_BATCH) if linked else (BATCH, MICRO_BATCH)
+            how = ours.How(control(arm, case), pace_of(arm, steps), train_of(arm, batch // WORKERS))
+            found = ours.run(lab, script, how, steps, batch, micro_batch, seed)
     return {"arm": arm, "case": case, "seed": seed, "steps": steps, **found}
 
 

@@ -27,6 +27,7 @@ class Faults:
             "damage": self._damage,
             "disk_full": self._disk_full,
             "ledger_full": self._ledger_full,
+            "clock": self._clock,
         }
         for kind in world.scenario.rates:
             self._schedule(kind)
@@ -92,6 +93,10 @@ class Faults:
 
     def _disk_free(self) -> None:
         self._world.disk.full = False
+
+    def _clock(self) -> None:
+        rng = self._world.rng
+        self._world.host.jump(rng.choice((0.05, 1.0, 60.0, -60.0)) * 60 ** rng.random())
 
     def _ledger_full(self) -> None:
         self._world.tables.full = True

@@ -23,6 +23,7 @@ TURN_S = 0.0005
 TICK_S = 0.02
 CRASH_POINTS = ("before", "handled", "flushed", "answering")
 SUPERVISE_S = 0.05
+LONG_UP_S = 1e6  # no clock of a machine goes below zero
 
 
 class Host:
@@ -35,6 +36,19 @@ class Host:
         self._inbox: list[tuple[Line, int, bytes]] = []
         self._crash_at = ""
         self._life = 0
+        self._ahead_s = LONG_UP_S
+
+    @property
+    def clock_s(self) -> float:
+        """What the coordinator's clock says."""
+        return self._world.now + self._ahead_s
+
+    def jump(self, by_s: float) -> None:
+        """The coordinator's clock jumps: forwards while it runs; to anywhere while it does not, as on another
+        machine."""
+        if by_s < 0:
+            self.die()
+        self._ahead_s += by_s
 
     def start(self, resumed: bool) -> None:
         """Start a coordinator, unless one runs."""
@@ -89,7 +103,7 @@ class Host:
         some = world.rng.randint(1, len(batch)) if self._crash_at == "handled" else len(batch)
         for line, attempt, data in batch[:some]:
             request = m.decode_request(data)
-            reply = coordinator.handle(world.now, request)
+            reply = coordinator.handle(self.clock_s, request)
             world.heard(line.who, data, request, reply)
             answers.append((line, attempt, reply))
             if not world.options.flush_first:
@@ -112,7 +126,7 @@ class Host:
     def _tick(self, life: int) -> None:
         if self.coordinator is None or life != self._life:
             return
-        self.coordinator.tick(self._world.now)
+        self.coordinator.tick(self.clock_s)
         if not self._flush(self.coordinator):
             self.die()
             return

@@ -28,6 +28,7 @@ FAULT_KINDS = (
     "damage",
     "disk_full",
     "ledger_full",
+    "clock",
 )
 
 

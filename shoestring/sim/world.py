@@ -150,7 +150,7 @@ class World:
     def make_coordinator(self, ledger: DurableLedger, resumed: bool) -> Coordinator:
         """A coordinator on that ledger."""
         keeper = CheckedKeeper(self, self.disk, self.scenario.fleet.checkpoint.keep)
-        return Coordinator(self.scenario.fleet, ledger, keeper, self, self.now, resumed)
+        return Coordinator(self.scenario.fleet, ledger, keeper, self, self.host.clock_s, resumed)
 
     def spawn(self, name: str, incarnation: int) -> Worker:
         """Start a worker process."""
