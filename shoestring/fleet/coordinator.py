@@ -185,6 +185,7 @@ class Coordinator:
             self._steering.observe(now, request.worker, request.report)
         round_.note_applied(request.worker, request.step, request.report)
         self._confirm(now, round_)
+        self._stepper.notice(round_, request)
         reply = self._stepper.boundary(
             now, round_, request.worker, request.step, self._stop_reason, self._kept
         )

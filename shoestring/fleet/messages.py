@@ -70,13 +70,15 @@ class StepReport(Message, frozen=True):
 
 
 class Next(Message, frozen=True):
-    """A worker that has applied `step` steps asks for the next order; `report` is of the last step."""
+    """A worker that has applied `step` steps asks for the next order; `report` is of the last step. `notice`:
+    why its machine will be taken away soon; empty: it will not."""
 
     worker: str
     incarnation: int
     round_id: int
     step: int
     report: StepReport | None = None
+    notice: str = ""
 
 
 class Failed(Message, frozen=True):

@@ -45,6 +45,8 @@ class Seat:
 
     Attributes:
         lookout: tells the main thread when the others go on without it.
+        notice: why this machine will be taken away soon, once that is known: with its next step the worker
+            says so, hands over and leaves.
 
     Raises (every call):
         DismissedError: this process was replaced.
@@ -66,6 +68,7 @@ class Seat:
         self._clock = clock
         self._last_round = -1
         self._pulse = Pulse(name, incarnation, open_channel, clock, heartbeat_s)
+        self.notice = ""
         self.lookout = Lookout(name, incarnation, open_channel)
 
     def __enter__(self) -> Seat:
@@ -107,7 +110,7 @@ class Seat:
             RoundOver: the membership changes; join again.
         """
         self._pulse.step = step
-        reply = self._poll(m.Next(self.name, self.incarnation, round_id, step, report))
+        reply = self._poll(m.Next(self.name, self.incarnation, round_id, step, report, self.notice))
         return reply if isinstance(reply, (m.Order, m.Save)) else _expect(reply, m.Stop)
 
     def out_of_memory(self, round_id: int, step: int, samples: int, error: str) -> None:

@@ -153,6 +153,15 @@ class Steering:
                 self._leaving[action.worker] = Leave(f"{action.worker} is {what}: {decision.reason}", again)
         return "; ".join(leave.reason for leave in self._leaving.values())
 
+    def told_to_go(self, worker: str, notice: str) -> str:
+        """A worker's machine will be taken away: it leaves at the next boundary, and another process takes
+        its place, elsewhere where there is an elsewhere. Says so, once."""
+        if worker in self._leaving:
+            return ""
+        reason = f"{worker} hands over and leaves: {notice}"
+        self._leaving[worker] = Leave(reason, again=True)
+        return reason
+
     def leave(self, now: float, worker: str) -> Leave | None:
         """Whether this worker, which asks for a round, has to go; asked once."""
         leave = self._leaving.pop(worker, None)

@@ -40,6 +40,7 @@ SHOWN = (
     ("interrupts, then resumed", ("outcome_interrupted",)),
     ("runs given up, then resumed", ("outcome_failed",)),
     ("checkpoints damaged", ("fault_damage",)),
+    ("workers told that their machine will be taken away", ("fault_notice",)),
     ("jumps of the coordinator's clock", ("fault_clock",)),
     ("disks full: checkpoints / ledger", ("fault_disk_full", "fault_ledger_full")),
 )

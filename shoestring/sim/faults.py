@@ -28,6 +28,7 @@ class Faults:
             "disk_full": self._disk_full,
             "ledger_full": self._ledger_full,
             "clock": self._clock,
+            "notice": self._notice,
         }
         for kind in world.scenario.rates:
             self._schedule(kind)
@@ -93,6 +94,10 @@ class Faults:
 
     def _disk_free(self) -> None:
         self._world.disk.full = False
+
+    def _notice(self) -> None:
+        if (worker := self._victim()) is not None:
+            worker.notice = "told to go"
 
     def _clock(self) -> None:
         rng = self._world.rng

@@ -29,6 +29,7 @@ FAULT_KINDS = (
     "disk_full",
     "ledger_full",
     "clock",
+    "notice",
 )
 
 

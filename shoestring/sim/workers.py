@@ -51,6 +51,7 @@ class Worker:
         self.error = ""
         self.hung = self.stalled = False
         self.slowness = 1.0
+        self.notice = ""
         self._world = world
         self._who = f"{name}.{incarnation}"
         self._line = Line(world, self._who, self.later)
@@ -244,7 +245,8 @@ class Worker:
 
     def _ask(self, report: m.StepReport | None) -> None:
         self._enter("idle")
-        request = m.Next(self.name, self.incarnation, self._here().round_id, self.step, report)
+        round_id = self._here().round_id
+        request = m.Next(self.name, self.incarnation, round_id, self.step, report, self.notice)
         self._line.call(request, self._on_order)
 
     def _on_order(self, reply: m.Reply) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import signal
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import msgspec
@@ -60,6 +63,7 @@ def main(context: WorkerContext) -> None:
     with Seat(
         context.name, context.incarnation, context.open_channel, context.clock, context.config.heartbeat_s
     ) as seat:
+        _heed_notices(seat)
         try:
             task = make_task(payload.maker, payload.settings, context.run_dir)
             order = Order(**payload.order)
@@ -70,6 +74,18 @@ def main(context: WorkerContext) -> None:
         except Exception:
             seat.crashed(traceback.format_exc())
             raise
+
+
+def _heed_notices(seat: Seat) -> None:
+    """SIGTERM is how schedulers say that a machine will be taken away."""
+
+    def told(number: int, frame: FrameType | None) -> None:
+        seat.notice = "told to go (SIGTERM)"
+
+    # No other thread may set handlers; where the run is in one process, the user's own is there already.
+    alone = threading.current_thread() is threading.main_thread()
+    if alone and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, told)
 
 
 def make_task(maker: str, settings: dict[str, Any], run_dir: Path) -> Task:

@@ -84,3 +84,36 @@ def test_a_run_is_sharded_over_two_groups_and_goes_on_under_another_strategy(tmp
     assert [step["step"] for step in events.of("step")] == list(range(1, 9))
     assert losses[6] < losses[3], f"the resumed run forgot: {losses}"
     assert events.of("plan")[-1]["sharding"]["strategy"] == "NGG"
+
+
+def test_local_steps_by_the_clock_from_text_to_report(tmp_path: Path) -> None:
+    data, runs = write_texts(tmp_path / "data"), tmp_path / "runs"
+    sets = tiny_sets(
+        data, tmp_path / "cache", train__sync="edit", fleet__pace__window_s=0.4, fleet__members__workers=2
+    )  # fmt: skip
+    done = shoestring("run", "demo", "--name", "local", "--runs-dir", str(runs), "--json", *sets)
+    assert done.returncode == 0, done.stderr + done.stdout
+    steps = read_events(runs / "local" / "events.jsonl").of("step")
+    assert len(steps) == 6 and all(step["metrics"]["local_steps"] >= 2 for step in steps)
+    assert steps[-1]["metrics"]["loss"] < steps[0]["metrics"]["loss"]
+    for command in (("report", "--verify"), ("evaluate",)):
+        again = shoestring(command[0], "local", "--runs-dir", str(runs), *command[1:])
+        assert again.returncode == 0, again.stderr + again.stdout
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        (["fleet.pace.window_s=5"], "set train.sync=edit too"),
+        (["train.sync=edit", "parallel.strategy=IIG"], "parallel.strategy=NNN"),
+        (["fleet.control.policy=backup", "parallel.strategy=GGG"], "parallel.strategy=NNN"),
+        (["train.sync=edit", "fleet.control.policy=backup"], "nobody is waited for"),
+        (["train.sync=local"], "edit"),
+    ],
+)
+def test_ways_of_working_that_do_not_agree_are_refused(sets: list[str], words: str) -> None:
+    arguments = [part for text in sets for part in ("--set", text)]
+    done = CliRunner().invoke(cli.build(), ["plan", "demo", "--json", *arguments])
+    assert done.exit_code == 2, done.output
+    error = json.loads(done.output)["error"]
+    assert words in error["what"] + error["todo"]

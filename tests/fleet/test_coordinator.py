@@ -97,6 +97,22 @@ def test_a_report_that_came_too_late_for_its_round_is_taken_in_the_next(tmp_path
     assert [event["step"] for event in rig.events.of("step")] == [1]
 
 
+def test_who_is_told_to_go_hands_over_and_leaves_without_a_fault(tmp_path: Path) -> None:
+    rig = Rig(tmp_path)
+    rig.begin()
+    rig.step(0)
+    told = m.Next("w1", 1, 1, 1, m.StepReport(4, 0.5, 0.1), "told to go")
+    order = rig.send(m.Next("w0", 1, 1, 1, m.StepReport(4, 0.5, 0.1)))  # step 2 is planned by now
+    assert isinstance(order, m.Order) and isinstance(rig.send(told), m.Order)
+    for worker in ("w0", "w1"):
+        save(rig, rig.next(worker, 2), worker)
+    assert isinstance(rig.next("w0", 2), m.Regroup) or isinstance(rig.next("w1", 2), m.Regroup)
+    assert isinstance(rig.join("w1", step=2, last_round=1), m.Dismissed)
+    assert rig.tick(m.Exit("w1", 1, 0)).spawn == (("w1", 2),)
+    assert [event["worker"] for event in rig.events.of("decision") if event["action"] == "drain"] == ["w1"]
+    assert not rig.events.of("fault")
+
+
 def test_the_newcomer_gets_the_survivors_state(tmp_path: Path) -> None:
     rig = Rig(tmp_path)
     rig.begin()

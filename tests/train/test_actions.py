@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from shoestring.base.clock import SystemClock
 from shoestring.base.record import read_events
 from shoestring.control.controller import ControlConfig
 from shoestring.control.decisions import PolicyOptions
+from shoestring.fleet import messages as m
 from shoestring.fleet.launch import Launch
+from shoestring.fleet.local import LocalHost
+from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.train.config import ShardingConfig, TrainConfig
 from shoestring.train.schedules import ScheduleConfig
 from tests.train.fleets import final_state, make_launch, run
@@ -90,6 +96,35 @@ def test_a_restart_on_purpose_loses_nothing_and_is_no_fault(tmp_path: Path, shar
     assert (["w0", "w2"] in members) == (sharding.strategy == "NNN")
     reasons = [event["reason"] for event in log.of("checkpoint")]
     assert any("a worker leaves" in reason for reason in reasons)
+
+
+class NoticeHost(LocalHost):
+    """Tells a worker to go (SIGTERM), twice in a run, as schedulers do before they take a machine away."""
+
+    told = 0
+
+    def reap(self) -> tuple[m.Exit, ...]:
+        events = self._launch.run_dir / "events.jsonl"
+        done = events.read_text().count('"kind":"step"') if events.exists() else 0
+        if self.told < 2 and done > 300 * (self.told + 1) and (pid := self.worker_pid("w1")):
+            os.kill(pid, signal.SIGTERM)
+            self.told += 1
+        return super().reap()
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("sharding", [ShardingConfig(), CUT], ids=["NNN", "GGG"])
+def test_who_is_told_to_go_hands_over_and_nothing_is_lost(tmp_path: Path, sharding: ShardingConfig) -> None:
+    launch = counting(tmp_path, 12_000, sharding, workers=3)
+    host = NoticeHost(launch, SystemClock())
+    with Interrupts() as interrupts:
+        outcome = Supervisor(launch.fleet.members, host, SystemClock(), lambda status: None, interrupts).run()
+    assert outcome.status == "finished", outcome
+    check_all_ones(launch, "counting", {"samples": 12_000})
+    log = read_events(launch.run_dir / "events.jsonl")
+    drained = [event["reason"] for event in log.of("decision") if event["action"] == "drain"]
+    assert drained == ["w1 hands over and leaves: told to go (SIGTERM)"] * 2
+    assert not log.of("fault") and log.of("round")[-1]["members"] == ["w0", "w1", "w2"]
 
 
 @pytest.mark.faults
