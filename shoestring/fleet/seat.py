@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError, ShoestringError, TransportError
 from shoestring.fleet import messages as m
+from shoestring.fleet.config import MemberConfig
 from shoestring.fleet.lookout import Lookout
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 CALL_RETRY_S = 0.05
-CALL_PATIENCE_S = 60.0
 
 
 class DismissedError(ShoestringError):
@@ -41,7 +41,7 @@ class Seat:
         name, incarnation: who this process is.
         open_channel: makes a channel to the coordinator.
         clock: for waiting between polls.
-        heartbeat_s: seconds between signs of life.
+        config: how often to give a sign of life, and how long to bear with a silent coordinator.
 
     Attributes:
         lookout: tells the main thread when the others go on without it.
@@ -50,7 +50,8 @@ class Seat:
 
     Raises (every call):
         DismissedError: this process was replaced.
-        FleetError: the coordinator could not be reached for `CALL_PATIENCE_S`.
+        FleetError: the coordinator could not be reached for as long as one that hangs is suffered, and
+            another one needs to start.
     """
 
     def __init__(
@@ -59,7 +60,7 @@ class Seat:
         incarnation: int,
         open_channel: Callable[[], Channel],
         clock: Clock,
-        heartbeat_s: float,
+        config: MemberConfig,
     ) -> None:
         self.name = name
         self.incarnation = incarnation
@@ -67,7 +68,8 @@ class Seat:
         self._channel = open_channel()
         self._clock = clock
         self._last_round = -1
-        self._pulse = Pulse(name, incarnation, open_channel, clock, heartbeat_s)
+        self._patience_s = config.hang_timeout_s + config.start_timeout_s
+        self._pulse = Pulse(name, incarnation, open_channel, clock, config.heartbeat_s)
         self.notice = ""
         self.lookout = Lookout(name, incarnation, open_channel)
 
@@ -192,7 +194,7 @@ class Seat:
             try:
                 reply = self._channel.call(request)
             except TransportError as error:
-                if self._clock.now() - silent_since_s > CALL_PATIENCE_S:
+                if self._clock.now() - silent_since_s > self._patience_s:
                     raise FleetError(
                         f"{self.name} cannot reach the coordinator: {error.what}",
                         "look at the run's log, then resume it",

@@ -60,9 +60,7 @@ def main(context: WorkerContext) -> None:
     device = _device(context)
     if context.threads:
         torch.set_num_threads(context.threads)
-    with Seat(
-        context.name, context.incarnation, context.open_channel, context.clock, context.config.heartbeat_s
-    ) as seat:
+    with Seat(context.name, context.incarnation, context.open_channel, context.clock, context.config) as seat:
         _heed_notices(seat)
         try:
             task = make_task(payload.maker, payload.settings, context.run_dir)

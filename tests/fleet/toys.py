@@ -34,9 +34,7 @@ class Toy(msgspec.Struct, frozen=True):
 
 def main(context: WorkerContext) -> None:
     toy = msgspec.json.decode(context.payload, type=Toy)
-    with Seat(
-        context.name, context.incarnation, context.open_channel, context.clock, context.config.heartbeat_s
-    ) as seat:
+    with Seat(context.name, context.incarnation, context.open_channel, context.clock, context.config) as seat:
         try:
             _Counter(seat, toy, context).run()
         except DismissedError:

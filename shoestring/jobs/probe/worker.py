@@ -39,9 +39,7 @@ def main(context: WorkerContext) -> None:
     """
     payload = msgspec.json.decode(context.payload, type=ProbePayload)
     torch.set_num_threads(max(1, context.threads))
-    with Seat(
-        context.name, context.incarnation, context.open_channel, context.clock, context.config.heartbeat_s
-    ) as seat:
+    with Seat(context.name, context.incarnation, context.open_channel, context.clock, context.config) as seat:
         try:
             _serve(seat, context, payload)
         except DismissedError:
