@@ -26,6 +26,7 @@ class MemberConfig(Config):
         backoff_s: pause before the first restart; doubles with each failure in a row.
         backoff_max_s: upper bound of that pause.
         same_failures: a worker that fails that often in a row in the same way is given up.
+        cpus: over Ray, cores that a host must have free for a worker, which waits until one has; 0: any host.
         healthy_steps: applied steps after which earlier failures are forgotten.
     """
 
@@ -40,6 +41,7 @@ class MemberConfig(Config):
     backoff_s: float = 0.1
     backoff_max_s: float = 30.0
     same_failures: int = 3
+    cpus: float = Field(default=0.0, ge=0.0)
     healthy_steps: int = 20
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from shoestring.base.errors import ShoestringError
 from shoestring.data.store import DurableLedger
-from shoestring.fleet import drill, latecomers, pace, patience
+from shoestring.fleet import drill, latecomers, patience, showing
 from shoestring.fleet import messages as m
 from shoestring.fleet.checkpoints import Found, Keeper
 from shoestring.fleet.config import FleetConfig
@@ -185,7 +185,7 @@ class Coordinator:
             self._steering.observe(now, request.worker, request.report)
         round_.note_applied(request.worker, request.step, request.report)
         self._confirm(now, round_)
-        self._stepper.notice(round_, request)
+        self._stepper.notice(round_, request.worker, request.notice)
         reply = self._stepper.boundary(
             now, round_, request.worker, request.step, self._stop_reason, self._kept
         )
@@ -272,6 +272,7 @@ class Coordinator:
             if self._members.current(ended.worker, ended.incarnation) and not self._outcome:
                 reason = self._members[ended.worker].doomed or ended.error or f"exit code {ended.code}"
                 self._lost(now, ended.worker, reason)
+        self._heed(now, request)
         if request.interrupt and not self._stop_reason:
             self._stop_reason = "interrupted"
             self._note("decision", "interrupted by the user: save at the next step boundary, then stop")
@@ -287,32 +288,18 @@ class Coordinator:
         )
 
     def _status(self, now: float) -> m.Status:
-        counts = self._ledger.counts()
-        workers: dict[str, dict[str, float | str]] = {
-            name: {
-                "state": self._members[name].state,
-                "phase": self._members[name].phase,
-                **self._steering.speed(now, name),
-            }
-            for name in self._members.named("absent", "starting", "waiting", "active", "given_up")
-        }
         told, self._messages = tuple(self._messages), []
-        done_share = self._progress()
-        return m.Status(
-            step=self._kept.confirmed,
-            progress=done_share,
-            elapsed_s=self._kept.elapsed_s,
-            eta_s=pace.remaining_s(done_share, self._kept.elapsed_s),
-            metrics=self._stepper.metrics,
-            rates=self._stepper.rates(),
-            workers=workers,
-            todo=counts.todo,
-            doing=counts.doing,
-            done=counts.done,
-            dead=counts.dead,
-            round_id=self._kept.round_id,
-            messages=told,
-        )
+        return showing.status(
+            now, self._progress(), self._ledger.counts(), self._members, self._steering, self._stepper,
+            self._kept, told,
+        )  # fmt: skip
+
+    def _heed(self, now: float, request: m.SupervisorTick) -> None:
+        """What the host knows: who waits for a place, whose machine will be taken away."""
+        self._members.unplaced(now, request.unplaced)
+        for worker, notice in request.notices:
+            if self._round is not None and worker in self._round.members:
+                self._stepper.notice(self._round, worker, notice)
 
     # --- rounds --------------------------------------------------------------------------------
 

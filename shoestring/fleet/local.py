@@ -196,6 +196,14 @@ class LocalHost:
             1
         ]
 
+    def unplaced(self) -> tuple[tuple[str, int], ...]:
+        """Nobody: this machine has room."""
+        return ()
+
+    def notices(self) -> tuple[tuple[str, str], ...]:
+        """Nobody: a local worker gets its SIGTERM itself."""
+        return ()
+
     def reap(self) -> tuple[m.Exit, ...]:
         """Workers that ended since the last call."""
         exits = []

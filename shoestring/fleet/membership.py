@@ -126,6 +126,13 @@ class Membership:
         member = self._members[name]
         member.heard_s, member.phase, member.phase_s = now, phase, phase_s
 
+    def unplaced(self, now: float, processes: tuple[tuple[str, int], ...]) -> None:
+        """These wait for a machine with room for them: they are not late in coming up."""
+        for name, incarnation in processes:
+            member = self._members[name] if name in self._members else None
+            if member is not None and (member.incarnation, member.state) == (incarnation, "starting"):
+                member.heard_s = now
+
     def excuse(self, stalled_s: float) -> None:
         """Nobody could be heard for `stalled_s`: count everyone's silence without it."""
         for member in self._members.values():

@@ -255,11 +255,17 @@ class Exit(Message, frozen=True):
 
 
 class SupervisorTick(Message, frozen=True):
-    """The supervisor's regular call: who runs, who ended since it was last answered."""
+    """The supervisor's regular call: who runs, who ended since it was last answered.
+
+    `unplaced`: those of `alive` that still wait for a machine with room for them; `notices`: workers whose
+    machine will be taken away, and how that is known.
+    """
 
     alive: tuple[tuple[str, int], ...] = ()
     exits: tuple[Exit, ...] = ()
     interrupt: bool = False
+    unplaced: tuple[tuple[str, int], ...] = ()
+    notices: tuple[tuple[str, str], ...] = ()
 
 
 # --- answers -----------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from shoestring.fleet.supervisor import CoordinatorEnd, Interrupts, OnStatus, Su
 REPORT_S = 30.0
 COORDINATOR_RESTARTS = 20
 DEAD_CODE = -9
+LOOK_S = 1.0
 
 
 def run_ray(
@@ -182,6 +183,7 @@ class _Worker:
     actor: Any
     done: Any
     about: Any
+    node: str = ""
 
 
 class RayHost:
@@ -200,6 +202,8 @@ class RayHost:
         self._pending: Any = None
         self._workers: dict[tuple[str, int], _Worker] = {}
         self._here = ray.get_runtime_context().get_node_id()
+        self._draining: frozenset[str] = frozenset()
+        self._next_look_s = 0.0
 
     # --- the coordinator ---------------------------------------------------------------------
 
@@ -253,7 +257,8 @@ class RayHost:
         """Make an actor, spread over the hosts, and let it work."""
         # No environment of its own: that would forgo the processes that Ray keeps ready.
         launch = self._launch
-        options = {"num_cpus": 0, "max_restarts": 0, "scheduling_strategy": "SPREAD", "max_concurrency": 2}
+        cpus = launch.fleet.members.cpus
+        options = {"num_cpus": cpus, "max_restarts": 0, "scheduling_strategy": "SPREAD", "max_concurrency": 2}
         if launch.device == "cuda":
             options["num_gpus"] = 1
         actor = ray.remote(WorkerActor).options(**options).remote()
@@ -283,6 +288,43 @@ class RayHost:
     def alive(self) -> tuple[tuple[str, int], ...]:
         """Workers whose end was not seen yet."""
         return tuple(self._workers)
+
+    def unplaced(self) -> tuple[tuple[str, int], ...]:
+        """Workers that wait until a host has as many cores free as they need."""
+        if not self._launch.fleet.members.cpus:
+            return ()
+        return tuple(key for key, worker in self._workers.items() if not self._node_of(worker))
+
+    def notices(self) -> tuple[tuple[str, str], ...]:
+        """Workers on hosts that are to be drained (`ray drain-node`, or a cluster manager's own notice)."""
+        now = self._clock.now()
+        if now >= self._next_look_s:
+            self._next_look_s = now + LOOK_S
+            # The only place where Ray tells it; its own trainer reads it there, too.
+            self._draining = frozenset(ray._private.state.state.get_draining_nodes() or ())
+        if not self._draining:
+            return ()
+        return tuple(
+            (name, f"its host {node[:8]} is to be drained")
+            for (name, _), worker in self._workers.items()
+            if (node := self._node_of(worker)) in self._draining
+        )
+
+    def node_of(self, name: str) -> str:
+        """The host of the newest process of a worker; empty while it has none."""
+        newest = max((key for key in self._workers if key[0] == name), default=None)
+        return self._node_of(self._workers[newest]) if newest else ""
+
+    def _node_of(self, worker: _Worker) -> str:
+        """The worker's host; empty while it has none."""
+        if not worker.node:
+            known, _ = ray.wait([worker.about], timeout=0)
+            if known:
+                try:
+                    _, worker.node = ray.get(worker.about)
+                except RayError:
+                    return ""  # it never came up: `reap` tells
+        return worker.node
 
     def reap(self) -> tuple[m.Exit, ...]:
         """Workers whose `work` has returned or failed."""

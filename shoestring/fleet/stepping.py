@@ -58,13 +58,12 @@ class Stepper:
         """End the round at its next boundary."""
         round_.closing = round_.closing or reason
 
-    def notice(self, round_: RoundState, request: m.Next) -> None:
-        """A member's machine will be taken away: the round ends in good order."""
-        if request.notice and (reason := self._steering.told_to_go(request.worker, request.notice)):
+    def notice(self, round_: RoundState, worker: str, notice: str) -> None:
+        """A member's machine will be taken away, where there is a notice: the round ends in good order."""
+        if notice and (reason := self._steering.told_to_go(worker, notice)):
             self.close(round_, reason)
-            self._log.append(
-                "decision", step=request.step, action="drain", worker=request.worker, reason=reason
-            )
+            step = round_.newest_step()
+            self._log.append("decision", step=step, action="drain", worker=worker, reason=reason)
 
     def boundary(
         self, now: float, round_: RoundState, worker: str, step: int, stop_reason: str, kept: Persisted

@@ -79,6 +79,14 @@ class Host(Protocol):
         """Worker processes whose end was not seen yet."""
         ...
 
+    def unplaced(self) -> tuple[tuple[str, int], ...]:
+        """Those of `alive` that wait for a machine with room for them."""
+        ...
+
+    def notices(self) -> tuple[tuple[str, str], ...]:
+        """Workers whose machine will be taken away, and how that is known."""
+        ...
+
     def reap(self) -> tuple[m.Exit, ...]:
         """Worker processes whose end was not reported by an earlier call."""
         ...
@@ -225,8 +233,9 @@ class Supervisor:
         try:
             if talk.sent is None:
                 tick = m.SupervisorTick(
-                    self._host.alive(), tuple(self._unreported), self._interrupts.count > 0
-                )
+                    self._host.alive(), tuple(self._unreported), self._interrupts.count > 0,
+                    self._host.unplaced(), self._host.notices(),
+                )  # fmt: skip
                 self._host.send(tick)
                 talk.sent, talk.sent_s = tick, self._clock.now()
             orders = self._host.receive(BUSY_TICK_S)

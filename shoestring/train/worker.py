@@ -57,6 +57,9 @@ def main(context: WorkerContext) -> None:
     payload = msgspec.json.decode(context.payload, type=TrainPayload)
     config = TrainConfig.model_validate(payload.train)
     keep_freed_memory()
+    # Near a minimum squared gradients get so small that a CPU computes with them in microcode: many times
+    # slower. Before the first operation: threads of a pool take this on from whoever starts them.
+    torch.set_flush_denormal(True)
     device = _device(context)
     if context.threads:
         torch.set_num_threads(context.threads)
