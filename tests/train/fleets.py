@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -25,6 +25,7 @@ from shoestring.train.state import TrainState
 from shoestring.train.worker import ENTRY, TrainPayload, make_task
 
 TASKS = "tests.train.tasks"
+Delivery = Literal["at_least_once", "at_most_once"]
 
 
 def make_launch(
@@ -43,6 +44,7 @@ def make_launch(
     members: dict[str, Any] | None = None,
     control: ControlConfig | None = None,
     window_s: float = 0.0,
+    delivery: Delivery = "at_least_once",
 ) -> Launch:
     """A launch of `tests.train.tasks:task`."""
     control = control or ControlConfig(
@@ -57,7 +59,7 @@ def make_launch(
         control=control,
     )
     train = train or TrainConfig(clip_norm=0.0)
-    ledger = LedgerSpec(samples=samples, epochs=epochs, seed=train.seed, shuffle="samples")
+    ledger = LedgerSpec(samples=samples, epochs=epochs, seed=train.seed, shuffle="samples", delivery=delivery)
     order = {
         "samples": samples,
         "epochs": epochs,

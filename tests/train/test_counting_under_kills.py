@@ -16,6 +16,7 @@ from shoestring.base.clock import Clock, SystemClock
 from shoestring.base.record import Events, read_events
 from shoestring.control.controller import ControlConfig
 from shoestring.control.decisions import PolicyOptions
+from shoestring.data.store import DurableLedger
 from shoestring.fleet import messages as m
 from shoestring.fleet.config import CheckpointConfig
 from shoestring.fleet.launch import Launch
@@ -84,6 +85,30 @@ def test_all_ones_while_a_policy_does_all_that_it_can(tmp_path: Path, strategy: 
     log = check_all_ones(tmp_path, seed, 3, ShardingConfig(strategy=strategy), control)
     taken = {action["action"] for event in log.of("decision") for action in event.get("actions", [])}
     assert {"adjust_batch", "adjust_accumulation", "kill_restart"} <= taken
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("strategy", ["NNN", "GGG"])
+def test_never_above_one_where_a_sample_may_be_used_once_at_most(
+    tmp_path: Path, strategy: str, seed: int
+) -> None:
+    train = TrainConfig(
+        clip_norm=0.0,
+        schedule=ScheduleConfig(kind="constant", warmup=0.0),
+        sharding=ShardingConfig(strategy=strategy),
+    )
+    launch = make_launch(
+        tmp_path, "counting", {"samples": SAMPLES}, SAMPLES, workers=3, batch=10, train=train,
+        checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed), delivery="at_most_once",
+        members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05},
+    )  # fmt: skip
+    run_under(launch, seed)
+    state, _ = final_state(launch, "counting", {"samples": SAMPLES})
+    counts = next(state.model.parameters()).detach()
+    assert set(counts.tolist()) <= {0.0, 1.0}
+    with DurableLedger.open(f"sqlite:///{tmp_path / 'ledger.db'}", launch.ledger) as ledger:
+        assert ledger.counts().skipped == int((counts == 0).sum()) and not ledger.counts().todo
 
 
 def check_all_ones(
