@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import resource
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,59 @@ class WindingTask(CountingTask):
                 block = (block @ block).tanh()
             room(block)
         return super().loss(model, batch, ids, context)
+
+
+PLACES = ("build", "load", "loss", "backward", "stats", "absorb", "update", "updated")
+"""Where DyingTask can die."""
+
+
+class DyingTask(CountingTask):
+    """One process in a run kills itself at one place, in its 40th call there (its first one of `build`)."""
+
+    def __init__(self, samples: int, place: str, marks: str) -> None:
+        super().__init__(samples)
+        self._place = place
+        self._mark = Path(marks) / f"died in {place}"
+        self._calls = 0
+
+    def pass_by(self, place: str) -> None:
+        """Die here, if this is the place and nobody has died yet."""
+        if place != self._place:
+            return
+        self._calls += 1
+        if self._calls >= (1 if place == "build" else 40):
+            try:
+                self._mark.touch(exist_ok=False)
+            except FileExistsError:
+                return
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def build(self, device: torch.device) -> nn.Module:
+        self.pass_by("build")
+        return super().build(device)
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        made = super().optimizer(model)
+        made.register_step_pre_hook(lambda *_: self.pass_by("update"))
+        made.register_step_post_hook(lambda *_: self.pass_by("updated"))
+        return made
+
+    def load(self, ids: SampleIds) -> Any:
+        self.pass_by("load")
+        return super().load(ids)
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        self.pass_by("loss")
+        out = super().loss(model, batch, ids, context)
+        out.loss_sum.register_hook(lambda _: self.pass_by("backward"))
+        return out
+
+    def stats(self, model: nn.Module) -> dict[str, Tensor]:
+        self.pass_by("stats")
+        return {}
+
+    def absorb(self, model: nn.Module, stats: dict[str, Tensor]) -> None:
+        self.pass_by("absorb")
 
 
 class HungryTask(CountingTask):
@@ -227,6 +282,11 @@ def counting(settings: dict[str, Any], run_dir: Path) -> CountingTask:
 def winding(settings: dict[str, Any], run_dir: Path) -> WindingTask:
     """Maker for workers."""
     return WindingTask(settings["samples"])
+
+
+def dying(settings: dict[str, Any], run_dir: Path) -> DyingTask:
+    """Maker for workers."""
+    return DyingTask(**settings)
 
 
 def hungry(settings: dict[str, Any], run_dir: Path) -> HungryTask:
