@@ -30,9 +30,9 @@ Plan = tuple[tuple[str, tuple[str, ...], int], ...]
 KEPT = ROOT / ".bench" / "stragglers"
 KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit_vs_sync", "false_restarts")
 PLAN: Plan = (
-    ("persistent", ("none", "nd", "lb-bsp", "backup", "edit", "ddp"), 60),
-    ("transient", ("none", "nd", "lb-bsp", "backup", "edit", "ddp"), 60),
-    ("both", ("none", "nd", "lb-bsp", "backup"), 60),
+    ("persistent", ("none", "nd", "nd-backup", "lb-bsp", "backup", "ddp"), 60),
+    ("transient", ("none", "nd", "nd-backup", "lb-bsp", "backup", "ddp"), 60),
+    ("both", ("none", "nd", "nd-backup", "lb-bsp", "backup"), 60),
     ("even", ("none", "nd"), 60),
     ("three speeds", ("none", "dd"), 60),
     ("turns slow", ("nd",), 150),
@@ -193,6 +193,7 @@ def figures_of(runs: Runs) -> dict[str, Any]:
             ("none", "vs_static"), ("lb-bsp", "vs_lb_bsp"), ("backup", "vs_backup"), ("ddp", "vs_ddp"),
         ):  # fmt: skip
             found[f"{name}{key}"] = _ratio(runs, case, other, "nd")
+            found[f"nd_backup_{name}{key}"] = _ratio(runs, case, other, "nd-backup")
     for case, key in (("slow link, random", ""), ("slow link, fixed", "_fixed"), ("slow link", "_even")):
         found[f"edit_vs_sync{key}"] = _ratio(runs, case, "none", "edit")
         found[f"edit_vs_nd{key}"] = _ratio(runs, case, "nd", "edit")

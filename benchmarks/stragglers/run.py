@@ -42,7 +42,7 @@ def control(arm: str, case: str) -> ControlConfig:
     changed: dict[str, Any] = {"policy": "nd" if arm == "edit" else arm}
     if arm == "lb-bsp":
         changed["interval_s"] = 0.0
-    if arm == "backup":
+    if arm in ("backup", "nd-backup"):
         changed["interval_s"] = 0.0  # from the first step on
     if case == "turns slow":
         changed["long_window_s"] = RESTART_WINDOW_S

@@ -158,8 +158,8 @@ class PolicyOptions(Config):
         cooldown_s: between two restarts of a worker.
         restart_cost_s: what a restart is taken to cost before one was measured.
         least_pass: fewest samples of a pass that `dd` chooses.
-        backups: workers that `backup` does not wait for.
-        grace_share: part of the others' time that `backup` waits all the same, for work that is nearly done.
+        backups: workers that `backup` and `nd-backup` do not wait for.
+        grace_share: part of the others' time that they wait all the same, for work that is nearly done.
         lr: how the learning rate follows the samples of a step that count: `keep`, `linear`, `sqrt`.
         reference_batch: samples at which the schedule's learning rate is right; 0: `lr` does nothing.
         extra: for policies of your own.
@@ -176,7 +176,7 @@ class PolicyOptions(Config):
     restart_cost_s: float = 30.0
     least_pass: int = Field(default=1, ge=1)
     backups: int = Field(default=1, ge=0)
-    grace_share: float = Field(default=0.1, ge=0.0)
+    grace_share: float = Field(default=0.2, ge=0.0)
     lr: Literal["keep", "linear", "sqrt"] = "keep"
     reference_batch: int = Field(default=0, ge=0)
     extra: dict[str, float] = {}

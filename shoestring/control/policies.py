@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from shoestring.control.dd import dd
@@ -18,7 +19,7 @@ from shoestring.control.gains import told_speeds
 from shoestring.control.nd import nd
 
 SAME_SHARE = 1e-9
-BACKUP = "backup"
+BACKUP, ND_BACKUP = "backup", "nd-backup"
 
 
 def none(now: float, state: ControlState, options: PolicyOptions) -> Decision:
@@ -63,6 +64,17 @@ def backup(now: float, state: ControlState, options: PolicyOptions) -> Decision:
     return Decision((action,), f"steps go on without the slowest {count} of {len(state.workers)}")
 
 
+def nd_backup(now: float, state: ControlState, options: PolicyOptions) -> Decision:
+    """`nd`, and no waiting for who is late by more than the grace: a split answers what has been seen, and a
+    burst is felt before it is (ours)."""
+    decision = nd(now, state, options)
+    wanted = (min(options.backups, len(state.workers) - 1), options.grace_share)
+    if state.backups == wanted:
+        return decision
+    reason = f"{decision.reason}; steps go on without the slowest {wanted[0]} where it is late"
+    return replace(decision, actions=(*decision.actions, UseBackups(*wanted)), reason=reason)
+
+
 POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {"nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp, BACKUP: backup}
+    {"nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp, BACKUP: backup, ND_BACKUP: nd_backup}
 )

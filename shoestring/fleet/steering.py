@@ -72,7 +72,10 @@ class Steering:
         if worker not in self._warm:
             self._warm.add(worker)
             return
-        if self._monitor.observe(now, worker, report.samples, report.compute_s, report.passes):
+        # Whoever was stopped may have nothing that counts, and must not be taken for unknown: it is at most
+        # as quick as what it had begun tells.
+        samples = max(report.samples, report.begun)
+        if self._monitor.observe(now, worker, samples, report.compute_s, report.passes):
             self._controller.hurry()
 
     def lost(self, worker: str) -> None:

@@ -173,11 +173,11 @@ class Simulation:
         passes = -(-samples // sizes)
         noise = np.exp(self._rng.normal(0.0, self._contention.noise, len(at)))
         took_s = (self._machines.start_s * passes + samples / self._speeds[at]) * self.slowness()[at] * noise
-        samples, took_s = self._without_the_late(samples, passes, took_s)
+        samples, took_s, begun, passes = self._without_the_late(samples, passes, took_s)
         step_s = float(took_s.max()) + self._machines.exchange_s
         self.now += step_s
         for name, n, t, p in zip(
-            self._members, samples.tolist(), took_s.tolist(), passes.tolist(), strict=True
+            self._members, begun.tolist(), took_s.tolist(), passes.tolist(), strict=True
         ):
             if self._monitor.observe(self.now, name, n, t, p):
                 self._controller.hurry()
@@ -189,21 +189,26 @@ class Simulation:
             out.decisions.append((self.now, decision))
             self._carry_out(decision)
 
-    def _without_the_late(self, samples: Ints, passes: Ints, took_s: Floats) -> tuple[Ints, Floats]:
-        """Samples that count, and seconds, where a step goes on without its slowest workers.
+    def _without_the_late(
+        self, samples: Ints, passes: Ints, took_s: Floats
+    ) -> tuple[Ints, Floats, Ints, Ints]:
+        """Samples that count, seconds, samples and passes that were begun, where a step goes on without its
+        slowest workers.
 
         A late worker keeps its whole passes, or nothing where it is in the middle of a backward pass.
         """
         count, grace = self._controller.backups
         busy = np.sort(took_s[samples > 0])
         if not count or len(busy) < 2:
-            return samples, took_s
+            return samples, took_s, samples, passes
         ends_s = float(busy[max(0, len(busy) - 1 - count)]) * (1.0 + grace)
         late = took_s > ends_s
         done = np.where(late, ends_s / np.where(late, took_s, 1.0), 1.0) * passes
         whole = np.where(done - np.floor(done) < FORWARD, np.floor(done), 0.0)
         kept: Ints = np.where(late, samples * whole // np.maximum(1, passes), samples).astype(np.int64)
-        return kept, np.minimum(took_s, ends_s)
+        tried: Ints = np.maximum(1, np.ceil(done)).astype(np.int64)
+        begun: Ints = -(-samples * tried // np.maximum(1, passes))
+        return kept, np.minimum(took_s, ends_s), begun, tried
 
     # --- what happens to workers ---------------------------------------------------------------
 

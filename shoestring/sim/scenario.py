@@ -151,7 +151,7 @@ def _fleet(rng: random.Random, workers: int, batch: int, total: int) -> FleetCon
             every_s=rng.choice((0.0, 0.3, 1.0)), every_steps=rng.choice((0, 1, 3, 7)), keep=rng.randint(1, 3)
         ),
         control=ControlConfig(
-            policy=rng.choice(("nd", "none", "lb-bsp", "dd", "backup", NAME, NAME)),
+            policy=rng.choice(("nd", "none", "lb-bsp", "dd", "backup", "nd-backup", NAME, NAME)),
             interval_s=0.3,
             short_window_s=1.0,
             long_window_s=5.0,

@@ -41,12 +41,14 @@ class TrainingError(ShoestringError):
 
 @dataclass
 class Done:
-    """What this worker has computed in a step: sums over samples, in passes; `size` of the newest one."""
+    """What this worker has computed in a step: sums over samples, in passes; `size` of the newest one;
+    `begun`: samples of the passes that it had begun when it was stopped."""
 
     sums: Sums
     samples: int = 0
     passes: int = 0
     size: int = 0
+    begun: int = 0
 
 
 class Trainer:
@@ -151,6 +153,7 @@ class Trainer:
             metrics=shown,
             counts=sums.counts(),
             passes=max(1, done.passes),
+            begun=done.begun,
         )
 
     def _stretch(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
@@ -221,6 +224,7 @@ class Trainer:
         if not self._state.sharded.engine.drop_pass():
             kept, done = 0, Done(Sums(self._task, self._state.model, self._device))
         self._seat.give_back(round_.round_id, order.step, part.after(kept))
+        done.begun, done.passes = part.count_of(part.begun), part.begun
         return done
 
     def _shrink(self, round_: m.Round, order: m.Order, size: int, error: str) -> NoReturn:

@@ -58,6 +58,10 @@ class Passes:
                 if not bad.all():
                     yield ids[~bad], self._load(ids[~bad])
 
+    def count_of(self, begun: int) -> int:
+        """Positions in so many micro-batches."""
+        return min(begun * self._size, sum(stop - start for start, stop in self._ranges))
+
     def after(self, begun: int) -> tuple[tuple[int, int], ...]:
         """Positions that come after so many micro-batches, as half-open ranges."""
         at = self._positions()[begun * self._size :]

@@ -23,7 +23,7 @@ from shoestring.cluster.planner import AUTO, PLAIN
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
 from shoestring.cluster.workers import Plan
 from shoestring.control.controller import policy_named
-from shoestring.control.policies import BACKUP
+from shoestring.control.policies import BACKUP, ND_BACKUP
 from shoestring.data.ledger import LedgerSpec
 from shoestring.data.shuffle import Shuffle
 from shoestring.fleet.config import FleetConfig
@@ -103,7 +103,7 @@ class JobConfig(Config):
                 "fleet.pace.window_s is the time of local steps, and there are none",
                 "set train.sync=edit too, or leave it at 0",
             )
-        if local and self.fleet.control.policy == BACKUP:
+        if local and self.fleet.control.policy in (BACKUP, ND_BACKUP):
             raise ConfigError(
                 "with local steps there is no step that backup workers could be left out of",
                 "set fleet.pace.window_s and leave fleet.control.policy at nd: then nobody is waited for",
@@ -126,7 +126,8 @@ class JobConfig(Config):
     def _needs_whole_state(self) -> str:
         if self.train.sync == "edit":
             return "train.sync=edit"
-        return f"fleet.control.policy={BACKUP}" if self.fleet.control.policy == BACKUP else ""
+        policy = self.fleet.control.policy
+        return f"fleet.control.policy={policy}" if policy in (BACKUP, ND_BACKUP) else ""
 
 
 class Job(Protocol):

@@ -108,6 +108,7 @@ def test_local_steps_by_the_clock_from_text_to_report(tmp_path: Path) -> None:
         (["train.sync=edit", "parallel.strategy=IIG"], "parallel.strategy=NNN"),
         (["fleet.control.policy=backup", "parallel.strategy=GGG"], "parallel.strategy=NNN"),
         (["train.sync=edit", "fleet.control.policy=backup"], "nobody is waited for"),
+        (["fleet.control.policy=nd-backup", "parallel.strategy=GGG"], "parallel.strategy=NNN"),
         (["train.sync=local"], "edit"),
     ],
 )

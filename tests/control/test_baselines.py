@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shoestring.control.decisions import AdjustBatch, PolicyOptions
-from shoestring.control.policies import fixed, lb_bsp, none
+from shoestring.control.decisions import AdjustBatch, PolicyOptions, UseBackups
+from shoestring.control.nd import nd
+from shoestring.control.policies import backup, fixed, lb_bsp, nd_backup, none
 from shoestring.control.splits import split
 from tests.control.states import seen, state
 
@@ -29,6 +32,20 @@ def test_lb_bsp_follows_the_newest_report_at_once() -> None:
     (action,) = lb_bsp(0.0, FLEET, OPTIONS).actions
     assert isinstance(action, AdjustBatch) and action.shares == pytest.approx({"w0": 0.75, "w1": 0.25})
     assert not lb_bsp(0.0, state({"w0": seen(30.0), "w1": seen(1.0, 0)}), OPTIONS).actions
+
+
+def test_backup_asks_once_for_as_many_as_leave_somebody() -> None:
+    asked = backup(0.0, FLEET, PolicyOptions(backups=3, grace_share=0.1)).actions
+    assert asked == (UseBackups(1, 0.1),)
+    in_force = replace(FLEET, backups=(1, 0.1))
+    assert not backup(0.0, in_force, PolicyOptions(backups=3, grace_share=0.1)).actions
+
+
+def test_nd_backup_splits_as_nd_does_and_asks_once_for_backups() -> None:
+    first = nd_backup(0.0, FLEET, OPTIONS)
+    assert first.actions == (*nd(0.0, FLEET, OPTIONS).actions, UseBackups(1, OPTIONS.grace_share))
+    in_force = replace(FLEET, backups=(1, OPTIONS.grace_share))
+    assert nd_backup(0.0, in_force, OPTIONS) == nd(0.0, in_force, OPTIONS)
 
 
 @given(
