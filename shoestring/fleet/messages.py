@@ -57,9 +57,9 @@ class StepReport(Message, frozen=True):
 
     `samples` positions used, in `passes` forward and backward passes; `compute_s` its own work without
     waiting for others (the batch processing time); `exchange_s` time in collectives; `metrics` and `counts`
-    (what is summed up to rates, e.g. tokens): of the whole global batch, equal on every worker. `begun`: of a worker
-    that the others did not wait for, samples of the passes that it had begun: at most so many were computed
-    (0: as many as were used).
+    (what is summed up to rates, e.g. tokens): of the whole global batch, equal on every worker. `begun`: of a
+    worker that the others did not wait for, samples of the passes that it had begun: at most so many were
+    computed (0: as many as were used).
     """
 
     samples: int
