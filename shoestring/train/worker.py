@@ -6,7 +6,8 @@ import importlib
 import signal
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,13 +58,11 @@ def main(context: WorkerContext) -> None:
     payload = msgspec.json.decode(context.payload, type=TrainPayload)
     config = TrainConfig.model_validate(payload.train)
     keep_freed_memory()
-    # Near a minimum squared gradients get so small that a CPU computes with them in microcode: many times
-    # slower. Before the first operation: threads of a pool take this on from whoever starts them.
-    torch.set_flush_denormal(True)
     device = _device(context)
     if context.threads:
         torch.set_num_threads(context.threads)
-    with Seat(context.name, context.incarnation, context.open_channel, context.clock, context.config) as seat:
+    seat = Seat(context.name, context.incarnation, context.open_channel, context.clock, context.config)
+    with flushed_denormals(), seat:
         _heed_notices(seat)
         try:
             task = make_task(payload.maker, payload.settings, context.run_dir)
@@ -75,6 +74,22 @@ def main(context: WorkerContext) -> None:
         except Exception:
             seat.crashed(traceback.format_exc())
             raise
+
+
+@contextmanager
+def flushed_denormals() -> Iterator[None]:
+    """Numbers too small for a full mantissa are 0 inside the block.
+
+    Near a minimum squared gradients get so small that a CPU computes with them in microcode, many times
+    slower. Threads of a pool take this on from whoever starts them; a run in the user's own process leaves no
+    trace.
+    """
+    kept = bool(torch.tensor(1e-39) * 1.0 > 0)
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(not kept)
 
 
 def _heed_notices(seat: Seat) -> None:

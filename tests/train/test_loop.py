@@ -13,6 +13,7 @@ from shoestring.data.store import DurableLedger
 from shoestring.fleet.config import CheckpointConfig
 from shoestring.train.config import TrainConfig
 from shoestring.train.schedules import ScheduleConfig
+from shoestring.train.worker import flushed_denormals
 from tests.train.fleets import final_state, make_launch, run
 
 STEADY = ScheduleConfig(kind="constant", warmup=0.0)
@@ -148,3 +149,11 @@ def test_a_compiled_loss_trains_the_same_model(tmp_path: Path, monkeypatch: pyte
         states.append(final_state(launch, "regression", {})[0].model.state_dict())
     for key, value in states[0].items():
         assert torch.allclose(value, states[1][key], atol=1e-5), key
+
+
+def test_denormals_are_flushed_inside_and_kept_outside() -> None:
+    tiny = torch.tensor(1e-39)
+    assert float(tiny * 1.0) > 0
+    with flushed_denormals():
+        assert float(tiny * 1.0) == 0
+    assert float(tiny * 1.0) > 0
