@@ -84,6 +84,7 @@ else:
 
     @pytest.mark.ray
     @pytest.mark.faults
+    @pytest.mark.long
     @pytest.mark.timeout(200)
     def test_ray_workers_come_and_go_inside_a_namespace() -> None:
         if importlib.util.find_spec("ray") is None:
