@@ -25,7 +25,7 @@ class Kept:
     def find(self, words: Sequence[str]) -> dict[str, Any] | None:
         """The run of these words, where it was taken in this very setting."""
         path = self._path(words)
-        if not path.exists():
+        if not path.exists() or self._setting["commit"].endswith("+"):  # what has changed is not known
             return None
         kept = json.loads(path.read_text())
         run: dict[str, Any] = kept["run"]

@@ -143,6 +143,8 @@ class Window:
         rates = [one.compute_s / one.samples for one in newest]
         earlier = len(self._seen) - recent
         mean = (self._rate - sum(rates)) / earlier
+        if mean <= 0.0:  # what was before vanishes beside the newest
+            return False
         squares = (self._rate2 - sum(rate * rate for rate in rates)) / earlier
         scatter = math.sqrt(max(0.0, squares - mean * mean))
         if recent == 1 or earlier < ENOUGH:

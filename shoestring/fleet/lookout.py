@@ -87,6 +87,7 @@ class Lookout:
         if not isinstance(reply, m.Verdict):
             return AWAY_S  # the round is over: the main thread is told when it asks
         with self._changed:
-            if self._watched == watched:
-                self.late = reply.late
+            if self._watched != watched:
+                return FIRST_ASK_S  # that was about a step that is over
+            self.late = reply.late
         return reply.retry_s

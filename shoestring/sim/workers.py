@@ -277,10 +277,7 @@ class Worker:
         request = m.OutOfMemory(
             self.name, self.incarnation, self._here().round_id, step, size, "no room for it"
         )
-        self._line.call(
-            request,
-            lambda reply: self._join("out of memory") if isinstance(reply, m.Ack) else self._on_other(reply),
-        )
+        self._tell(request, lambda: self._join("out of memory"))
 
     def _ask_if_late(self, computing: Computing) -> None:
         """The second thread asks on a line of its own, as long as this order is computed."""
@@ -310,15 +307,12 @@ class Worker:
         took_s = self._world.now - computing.since_s
         request = m.GiveBack(self.name, self.incarnation, self._here().round_id, order.step, left)
         self._computing = None
+        begun = min(len(positions), kept + size)
         self._report_failures(
-            order, positions[:kept],
-            lambda good: self._line.call(
-                request,
-                lambda reply: self._contribute(order, good, took_s)
-                if isinstance(reply, m.Ack)
-                else self._on_other(reply),
-            ),
-        )  # fmt: skip
+            order,
+            positions[:kept],
+            lambda good: self._tell(request, lambda: self._contribute(order, good, took_s, begun)),
+        )
 
     def _computed(self, computing: Computing) -> None:
         if self._computing is not computing:
@@ -333,12 +327,7 @@ class Worker:
             self._contribute(order, good, took_s)
             return
         request = m.Ready(self.name, self.incarnation, self._here().round_id, order.step)
-        self._line.call(
-            request,
-            lambda reply: (
-                self._contribute(order, good, took_s) if isinstance(reply, m.Ack) else self._on_other(reply)
-            ),
-        )
+        self._tell(request, lambda: self._contribute(order, good, took_s))
 
     def _report_failures(
         self, order: m.Order, positions: list[int], go_on: Callable[[list[int]], None]
@@ -350,13 +339,15 @@ class Worker:
             return
         failures = tuple((p, f"cannot read {p}") for p in bad)
         request = m.Failed(self.name, self.incarnation, self._here().round_id, order.step, failures)
-        self._line.call(
-            request, lambda reply: go_on(good) if isinstance(reply, m.Ack) else self._on_other(reply)
-        )
+        self._tell(request, lambda: go_on(good))
 
-    def _contribute(self, order: m.Order, used: list[int], took_s: float) -> None:
+    def _tell(self, request: m.Request, go_on: Callable[[], None]) -> None:
+        """Go on once the coordinator has heard it."""
+        self._line.call(request, lambda reply: go_on() if isinstance(reply, m.Ack) else self._on_other(reply))
+
+    def _contribute(self, order: m.Order, used: list[int], took_s: float, begun: int = 0) -> None:
         self._enter("exchange")
-        report = m.StepReport(len(used), took_s, 0.001, metrics={"loss": 1.0 / order.step})
+        report = m.StepReport(len(used), took_s, 0.001, metrics={"loss": 1.0 / order.step}, begun=begun)
         self._exchange(f"step {order.step}", used, lambda parts: self._update(order, parts, report))
 
     def _update(self, order: m.Order, parts: dict[str, list[int]], report: m.StepReport) -> None:

@@ -120,6 +120,12 @@ class Alignment:
         self._finish = None
         state.sharded.engine.publish()
 
+    def own_tensors(self, rank: int) -> dict[str, torch.Tensor]:
+        """What of the state this member of the round writes into a checkpoint."""
+        if self._config.sync == "edit":  # all hold all of it, in optimizer states of their own
+            return self.state.tensors() if rank == 0 else {}
+        return self.state.own_tensors()
+
     # --- where state comes from -------------------------------------------------------------
 
     def _connect(self, group: Group, round_: m.Round) -> tuple[Strategy, Line]:

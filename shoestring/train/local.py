@@ -75,6 +75,7 @@ class LocalSteps:
         self._anchor: dict[str, Tensor] = {}
         self._anchor_step = -1
         self._surprise: Surprise | None = None
+        self._rate = 0.0
 
     def step(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
         """Local steps until the order's samples or its time are used up, then one outer step with all.
@@ -102,7 +103,8 @@ class LocalSteps:
             self._back_to_anchor()
             raise
         return m.StepReport(
-            samples=samples, compute_s=watch.seconds(), exchange_s=exchange_s, metrics=shown,
+            samples=samples, compute_s=watch.seconds(), exchange_s=exchange_s,
+            metrics=shown | {"learning_rate": self._rate},
             counts=total.counts(), passes=max(1, part.begun),
         )  # fmt: skip
 
@@ -111,8 +113,7 @@ class LocalSteps:
     def _stretch(self, order: m.Order) -> tuple[Passes, Sums, int, int]:
         """Local steps: passes, their sums, how many steps, how many samples."""
         state = self._alignment.state
-        rate = self._agent.lr_factor * factor(order.progress, self._config.schedule)
-        state.set_rate(rate)
+        self._rate = state.set_rate(self._agent.lr_factor * factor(order.progress, self._config.schedule))
         context = StepContext(order.step, order.progress, self._config.seed)
         passes_a_step = max(1, -(-self._config.edit.local_batch // self._agent.micro_batch))
         part = Passes(order, self._agent.micro_batch, self._locate, self._task.load)
@@ -159,7 +160,7 @@ class LocalSteps:
     ) -> dict[str, float]:
         state = self._alignment.state
         masters = _masters(state)
-        layers = layers_of(state.model, list(masters))
+        layers = layers_of(state.model, list(masters), self._task.parallel_layout(state.model).units)
         if self._surprise is None:
             self._surprise = Surprise(len(layers), self._config.edit)
         moved = {
@@ -177,14 +178,15 @@ class LocalSteps:
         count = len(layers)
         all_flagged, used = table[:, count : 2 * count] > 0, table[:, -2]
         weights = weights_of(table[:, :count], all_flagged, used, self._config.edit.temperature)
-        # All layers are under way at once, in one order; each is applied when it is there.
-        pending = {}
+        # All layers are under way at once, in one order. None is applied before all are there: a stretch
+        # counts as a whole or not at all.
+        pending = []
         for place, (layer, change) in enumerate(moved.items()):
             weight = float(weights[group.rank, place])
             change = change.mul_(weight) if weight else change.zero_()  # what is not finite has weight 0
             moved[layer] = change
-            pending[layer] = self._alignment.line.sum(change, "world")
-        for one in pending.values():
+            pending.append(self._alignment.line.sum(change, "world"))
+        for one in pending:
             one.wait()
 
         def update() -> None:
@@ -197,9 +199,10 @@ class LocalSteps:
                 )  # fmt: skip
 
         self._alignment.commit(group, order.step, update)
-        told = total.metrics() | {"learning_rate": state.rate, "local_steps": float(table[:, -1].sum())}
-        left_out = float(table[:, count : 2 * count].sum() / (group.size * count))
-        return told | {"left_out": left_out}
+        return total.metrics() | {
+            "local_steps": float(table[:, -1].sum()),
+            "layers_left_out": float(all_flagged[used > 0].sum()),
+        }
 
     # --- the way back ----------------------------------------------------------------------------
 

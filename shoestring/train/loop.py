@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -179,13 +180,13 @@ class Trainer:
         done = Done(Sums(self._task, self._state.model, self._device))
         # A pass with collectives in it cannot be left: there, everybody is waited for.
         may_be_late = bool(order.backups) and engine.strategy.name == "NNN"
+        watched: AbstractContextManager[None] = nullcontext()
+        if may_be_late:
+            watched = self._lateness.watched(self._state.model, round_.round_id, order.step)
         late, too_large = False, ""
         with self._seat.phase("compute"):
             try:
-                if may_be_late:
-                    with self._lateness.watched(self._state.model, round_.round_id, order.step):
-                        self._run_passes(part, order, done)
-                else:
+                with watched:
                     self._run_passes(part, order, done)
             except TooLate:
                 late = True
@@ -306,9 +307,7 @@ class Trainer:
         error = ""
         with self._seat.phase("save"):
             try:
-                mine = self._state.own_tensors()
-                if self._local is not None:  # all hold all of it, in optimizer states of their own
-                    mine = self._state.tensors() if group.rank == 0 else {}
+                mine = self._alignment.own_tensors(group.rank)
                 written = tensorfiles.write(mine, Path(order.directory), group.rank)
                 files = {path.name: file_checksum(path) for path in written}
             except CheckpointError as problem:

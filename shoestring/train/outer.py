@@ -16,19 +16,25 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from shoestring.parallel.paro.units import default_units
 from shoestring.train.config import EditConfig
 
 REST = "rest"
 
 
-def layers_of(model: nn.Module, names: Sequence[str]) -> dict[str, list[str]]:
-    """Parameters by layer, in order: elements of ModuleLists are layers, what stands outside is `rest`."""
-    lists = [f"{name}." for name, part in model.named_modules() if name and isinstance(part, nn.ModuleList)]
-    outer = [one for one in lists if not any(one != other and one.startswith(other) for other in lists)]
+def layers_of(
+    model: nn.Module, names: Sequence[str], units: Sequence[nn.Module] | None
+) -> dict[str, list[str]]:
+    """Parameters by layer, in order; what stands in no unit is `rest`.
+
+    Args:
+        units: as in ParallelLayout; None: the elements of the model's ModuleLists.
+    """
+    chosen = {id(unit) for unit in (units if units is not None else default_units(model))}
+    layers = [name for name, module in model.named_modules() if id(module) in chosen]
     found: dict[str, list[str]] = {}
     for name in names:
-        inside = next((one for one in outer if name.startswith(one)), None)
-        layer = REST if inside is None else inside + name[len(inside) :].split(".")[0]
+        layer = next((one for one in layers if name.startswith(f"{one}.")), REST)
         found.setdefault(layer, []).append(name)
     return found
 

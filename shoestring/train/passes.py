@@ -67,14 +67,16 @@ class Passes:
         at = self._positions()[begun * self._size :]
         if not len(at):
             return ()
-        breaks = np.flatnonzero(np.diff(at) != 1) + 1
-        return tuple((int(part[0]), int(part[-1]) + 1) for part in np.split(at, breaks))
+        return tuple((int(part[0]), int(part[-1]) + 1) for part in _runs(at))
 
     def _positions(self) -> NDArray[np.int64]:
         parts = [np.arange(start, stop, dtype=np.int64) for start, stop in self._ranges]
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def _ids(self, at: NDArray[np.int64]) -> SampleIds:
-        breaks = np.flatnonzero(np.diff(at) != 1) + 1
-        parts = [self._locate(int(part[0]), len(part)) for part in np.split(at, breaks)]
-        return np.concatenate(parts)
+        return np.concatenate([self._locate(int(part[0]), len(part)) for part in _runs(at)])
+
+
+def _runs(at: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Neighbours together."""
+    return np.split(at, np.flatnonzero(np.diff(at) != 1) + 1)

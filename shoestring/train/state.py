@@ -14,7 +14,6 @@ from shoestring.fleet.messages import Held
 from shoestring.parallel.paro import ShardedOptimizer, own_tensors, shard, state_tensors
 from shoestring.parallel.paro.exchange import Exchange
 from shoestring.parallel.paro.recut import Holding, Recut, recut
-from shoestring.parallel.paro.state import persistent_buffers
 from shoestring.train.task import Task
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -30,7 +29,6 @@ class TrainState:
         inner: the task's optimizer; each group keeps its peak rate as `peak_lr`.
         round_id: the round whose layout the shards are cut by.
         outer: momentum of the outer optimizer by parameter, where workers take local steps; else empty.
-        rate: the largest learning rate that was set.
 
     Args:
         cut: whether the state is going to be cut, so that the model need not be built whole.
@@ -46,7 +44,6 @@ class TrainState:
             group["peak_lr"] = group["lr"]
         self._sharded: ShardedOptimizer | None = None
         self.outer: dict[str, Tensor] = {}
-        self.rate = 0.0
 
     def _build(self, cut: bool, seed: int) -> nn.Module:
         """The model; one that will be cut is never whole anywhere, where the task can bring it in parts."""
@@ -72,10 +69,6 @@ class TrainState:
     def with_outer(self) -> None:
         """Workers take local steps, and an outer optimizer takes what they make of them."""
         self.outer = {piece.name: torch.zeros_like(piece.master.data) for piece in self.sharded.pieces}
-
-    def buffers(self) -> dict[str, Tensor]:
-        """Buffers that belong to the state, by name."""
-        return persistent_buffers(self.model)
 
     def lay_out(self, strategy: Strategy, exchange: Exchange, dtype: str, wire: str) -> None:
         """Shard for the first time.
@@ -165,8 +158,7 @@ class TrainState:
         """Scale every group's peak learning rate; returns the largest rate."""
         for group in self.inner.param_groups:
             group["lr"] = group["peak_lr"] * factor
-        self.rate = max(float(group["lr"]) for group in self.inner.param_groups)
-        return self.rate
+        return max(float(group["lr"]) for group in self.inner.param_groups)
 
 
 def holdings_of(held: Sequence[Held | None], step: int) -> list[Holding | None]:

@@ -22,7 +22,7 @@ from shoestring.train.config import ShardingConfig, TrainConfig
 from shoestring.train.schedules import ScheduleConfig
 from shoestring.train.worker import TrainPayload
 from tests.benchmarks.lab_helpers import needs_lab
-from tests.train.fleets import final_state, make_launch
+from tests.train.fleets import final_state, make_launch, steps_told
 
 SAMPLES = 6000
 CUTS = 2
@@ -37,7 +37,6 @@ class CuttingHost(LocalHost):
         self._lab = lab
         self._time = clock
         self._length_s = length_s
-        self._events = launch.run_dir / "events.jsonl"
         self._heals_s: float | None = None
         self.cuts = 0
 
@@ -47,13 +46,10 @@ class CuttingHost(LocalHost):
             if self._time.now() >= self._heals_s:
                 self._lab.heal()
                 self._heals_s = None
-        elif self.cuts < CUTS and self._done() > 40 * (self.cuts + 1):
+        elif self.cuts < CUTS and steps_told(self._launch) > 40 * (self.cuts + 1):
             self._lab.partition([0, 1], [2])
             self._heals_s, self.cuts = self._time.now() + self._length_s, self.cuts + 1
         return super().reap()
-
-    def _done(self) -> int:
-        return self._events.read_text().count('"kind":"step"') if self._events.exists() else 0
 
 
 @pytest.mark.faults

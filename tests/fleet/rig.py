@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from shoestring.data.ledger import LedgerSpec
 from shoestring.data.store import DurableLedger
@@ -12,6 +12,8 @@ from shoestring.fleet import messages as m
 from shoestring.fleet.checkpoints import DiskKeeper
 from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig
 from shoestring.fleet.coordinator import Coordinator
+
+Delivery = Literal["at_least_once", "at_most_once"]
 
 
 class Events:
@@ -30,14 +32,23 @@ class Events:
 class Rig:
     """A coordinator with its surroundings; `tick` plays the supervisor."""
 
-    def __init__(self, root: Path, samples: int = 32, workers: int = 2, **changes: Any) -> None:
+    def __init__(
+        self,
+        root: Path,
+        samples: int = 32,
+        workers: int = 2,
+        delivery: Delivery = "at_least_once",
+        **changes: Any,
+    ) -> None:
         settings = {
             "members": MemberConfig(workers=workers, backoff_s=0.1, heartbeat_timeout_s=10.0),
             "pace": PaceConfig(batch=8),
             "checkpoint": CheckpointConfig(every_s=0.0),
         }
         self.config = FleetConfig(**(settings | changes))
-        self.spec = LedgerSpec(samples=samples, shuffle="none", max_attempts=2, max_dead_share=0.1)
+        self.spec = LedgerSpec(
+            samples=samples, shuffle="none", max_attempts=2, max_dead_share=0.1, delivery=delivery
+        )
         self.ledger = DurableLedger.open("sqlite://", self.spec)
         self.keeper = DiskKeeper(root / "checkpoints", 2)
         self.events = Events()

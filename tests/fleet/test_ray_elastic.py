@@ -5,11 +5,7 @@ In a network namespace that has nothing but `lo`, as in test_ray_fleet.py.
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +16,9 @@ from shoestring.fleet import messages as m
 from shoestring.fleet.launch import Outcome
 from shoestring.fleet.supervisor import Interrupts, Supervisor
 from tests.fleet.conformance import events, final_counts, launch
+from tests.fleet.namespaces import INSIDE, run_inside
 from tests.fleet.toys import Toy
 
-INSIDE = "SHOESTRING_TEST_NAMESPACE"
 HERE = Path(__file__)
 SAMPLES = 6400
 START_TIMEOUT_S = 6.0
@@ -87,19 +83,4 @@ else:
     @pytest.mark.long
     @pytest.mark.timeout(200)
     def test_ray_workers_come_and_go_inside_a_namespace() -> None:
-        if importlib.util.find_spec("ray") is None:
-            pytest.skip("ray is not installed")
-        if os.geteuid() != 0 or not (shutil.which("unshare") and shutil.which("ip")):
-            pytest.skip("a network namespace takes root, unshare and iproute2")
-        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", str(HERE)]
-        root = HERE.parents[2]
-        done = subprocess.run(
-            ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *tests],
-            cwd=root,
-            env=os.environ | {INSIDE: "1", "PYTHONPATH": str(root), "RAY_USAGE_STATS_ENABLED": "0"},
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        assert " passed" in done.stdout
+        assert " passed" in run_inside(HERE, 180.0)

@@ -5,11 +5,7 @@ Ray listens on the machine's own address, whatever it is told; in such a namespa
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +15,8 @@ from shoestring.base.clock import SystemClock
 from shoestring.fleet.launch import Launch, Outcome
 from shoestring.fleet.supervisor import Interrupts, Supervisor
 from tests.fleet.conformance import ProcessConformance, Transport, Watch, ignore
+from tests.fleet.namespaces import INSIDE, run_inside
 
-INSIDE = "SHOESTRING_TEST_NAMESPACE"
 HERE = Path(__file__)
 
 if os.environ.get(INSIDE):
@@ -56,19 +52,4 @@ else:
     @pytest.mark.ray
     @pytest.mark.timeout(300)
     def test_ray_conforms_inside_a_namespace() -> None:
-        if importlib.util.find_spec("ray") is None:
-            pytest.skip("ray is not installed")
-        if os.geteuid() != 0 or not (shutil.which("unshare") and shutil.which("ip")):
-            pytest.skip("a network namespace takes root, unshare and iproute2")
-        tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-x", str(HERE)]
-        root = HERE.parents[2]
-        done = subprocess.run(
-            ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", *tests],
-            cwd=root,
-            env=os.environ | {INSIDE: "1", "PYTHONPATH": str(root), "RAY_USAGE_STATS_ENABLED": "0"},
-            capture_output=True,
-            text=True,
-            timeout=280,
-        )
-        assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
-        assert " passed" in done.stdout
+        assert " passed" in run_inside(HERE, 280.0)

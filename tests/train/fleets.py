@@ -90,3 +90,9 @@ def final_state(launch: Launch, task: str, settings: dict[str, Any]) -> tuple[Tr
     state.lay_out(parse_strategy("NNN"), Alone(), "as_is", "as_is")
     tensorfiles.read(state.tensors(), newest)
     return state, newest
+
+
+def steps_told(launch: Launch) -> int:
+    """How many steps stand in the record so far."""
+    events = launch.run_dir / "events.jsonl"
+    return events.read_text().count('"kind":"step"') if events.exists() else 0

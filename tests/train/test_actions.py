@@ -20,7 +20,7 @@ from shoestring.fleet.local import LocalHost
 from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.train.config import ShardingConfig, TrainConfig
 from shoestring.train.schedules import ScheduleConfig
-from tests.train.fleets import final_state, make_launch, run
+from tests.train.fleets import final_state, make_launch, run, steps_told
 
 STEADY = ScheduleConfig(kind="constant", warmup=0.0)
 CUT = ShardingConfig(strategy="GGG")
@@ -104,8 +104,7 @@ class NoticeHost(LocalHost):
     told = 0
 
     def reap(self) -> tuple[m.Exit, ...]:
-        events = self._launch.run_dir / "events.jsonl"
-        done = events.read_text().count('"kind":"step"') if events.exists() else 0
+        done = steps_told(self._launch)
         if self.told < 2 and done > 300 * (self.told + 1) and (pid := self.worker_pid("w1")):
             os.kill(pid, signal.SIGTERM)
             self.told += 1

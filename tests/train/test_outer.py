@@ -24,7 +24,7 @@ class Deep(nn.Module):
 
 def test_elements_of_module_lists_are_layers() -> None:
     model = Deep()
-    assert layers_of(model, [name for name, _ in model.named_parameters()]) == {
+    assert layers_of(model, [name for name, _ in model.named_parameters()], None) == {
         REST: ["embed.weight", "head.weight"],
         "blocks.0": ["blocks.0.experts.0.weight"],
         "blocks.1": ["blocks.1.experts.0.weight"],
