@@ -319,9 +319,10 @@ class Coordinator:
             return
         step, checkpoint = formed.step, ""
         if formed.source_rank < 0:
-            found = roll_back(self._keeper, self._ledger, self._kept)
+            found = self._keeper.newest()
+            self._tell(found, formed.reason)
+            roll_back(found, self._ledger, self._kept)
             step, checkpoint = self._kept.confirmed, found.path if found.manifest is not None else ""
-            self._told_back(found, formed.reason)
             self._stepper.restored(now, step)
         elif formed.without_moments:
             checkpoint = self._keeper.newest().path
@@ -345,7 +346,7 @@ class Coordinator:
         )
         self._broken_at_s = None
 
-    def _told_back(self, found: Found, why: str) -> None:
+    def _tell(self, found: Found, why: str) -> None:
         for path, reason in found.damaged:
             self._note("fault", f"checkpoint {path} is damaged and was passed over: {reason}")
         if found.manifest is not None:

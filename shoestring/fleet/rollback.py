@@ -4,25 +4,22 @@ from __future__ import annotations
 
 from shoestring.base.errors import CheckpointError
 from shoestring.data.store import DurableLedger
-from shoestring.fleet.checkpoints import Found, Keeper
+from shoestring.fleet.checkpoints import Found
 from shoestring.fleet.persisted import Persisted
 
 
-def roll_back(keeper: Keeper, ledger: DurableLedger, kept: Persisted) -> Found:
-    """Take the newest intact checkpoint; without any, start again from the seed.
-
-    Returns:
-        What was found; `kept.confirmed` is the step that ledger and model are at.
+def roll_back(found: Found, ledger: DurableLedger, kept: Persisted) -> None:
+    """Take the newest intact checkpoint; without any, start again from the seed. `kept.confirmed` is then the
+    step that ledger and model are at.
 
     Raises:
         CheckpointError: there are checkpoints, and all are damaged.
     """
-    found = keeper.newest()
     if found.manifest is not None:
         ledger.replace(found.manifest.ledger)
         kept.confirmed = found.manifest.step
         kept.elapsed_s = max(kept.elapsed_s, found.manifest.elapsed_s)
-        return found
+        return
     if found.damaged:
         path, reason = found.damaged[0]
         raise CheckpointError(
@@ -31,4 +28,3 @@ def roll_back(keeper: Keeper, ledger: DurableLedger, kept: Persisted) -> Found:
         )
     ledger.reset()
     kept.confirmed = 0
-    return found

@@ -216,6 +216,8 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path) -> None:
     rig.join("w1", incarnation=2, last_round=2)
     orders = rig.tick()
     assert orders.outcome == "failed" and "damaged" in orders.error
+    told = [e["reason"] for e in rig.events.of("fault") if "was passed over" in e["reason"]]
+    assert any("step-00000001" in reason for reason in told), "what was damaged is told also where all is"
 
 
 def test_a_failed_save_is_said_and_the_run_goes_on(tmp_path: Path) -> None:
