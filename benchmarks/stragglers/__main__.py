@@ -36,9 +36,9 @@ PLAN: Plan = (
     ("even", ("none", "nd"), 60),
     ("three speeds", ("none", "dd"), 60),
     ("turns slow", ("nd",), 150),
-    ("slow link", ("none", "edit"), 60),
-    ("slow link, random", ("none", "nd", "edit"), 60),
-    ("slow link, fixed", ("none", "nd", "edit"), 60),
+    ("slow link", ("none", "edit"), 120),
+    ("slow link and random", ("none", "nd", "edit"), 120),
+    ("slow link and fixed", ("none", "nd", "edit"), 120),
 )
 QUICK_PLAN: Plan = (("persistent", ("none", "nd"), 12),)
 SEEDS = 5
@@ -194,7 +194,7 @@ def figures_of(runs: Runs) -> dict[str, Any]:
         ):  # fmt: skip
             found[f"{name}{key}"] = _ratio(runs, case, other, "nd")
             found[f"nd_backup_{name}{key}"] = _ratio(runs, case, other, "nd-backup")
-    for case, key in (("slow link, random", ""), ("slow link, fixed", "_fixed"), ("slow link", "_even")):
+    for case, key in (("slow link and random", ""), ("slow link and fixed", "_fixed"), ("slow link", "_even")):
         found[f"edit_vs_sync{key}"] = _ratio(runs, case, "none", "edit")
         found[f"edit_vs_nd{key}"] = _ratio(runs, case, "nd", "edit")
         found[f"edit_loss{key}"] = _loss_gap(runs, case)

@@ -40,8 +40,8 @@ CASES: dict[str, Case] = {
     "both": Case((1.0, 1.0, 1.0, SLOW), burst_every_s=20.0, burst_s=8.0),
     "three speeds": Case((1.0, 1.0, 0.5, 0.25)),
     "slow link": Case(link=LINK),
-    "slow link, random": Case(burst_every_s=20.0, burst_s=8.0, link=LINK),
-    "slow link, fixed": Case((1.0, 1.0, 1.0, SLOW), link=LINK),
+    "slow link and random": Case(burst_every_s=20.0, burst_s=8.0, link=LINK),
+    "slow link and fixed": Case((1.0, 1.0, 1.0, SLOW), link=LINK),
     "turns slow": Case((1.0, 1.0, 1.0, 1.0, 1.0), turns_slow_s=20.0),
 }
 
