@@ -47,8 +47,8 @@ class ControlConfig(Config):
     """When to decide, from how much, and by which policy.
 
     Attributes:
-        policy: `nd`, `dd`, `nd-backup`, `none`, `fixed`, `lb-bsp`, `backup`, or `my_module:my_function` for
-            your own.
+        policy: `nd`, `dd`, `nd-backup`, `restart`, `none`, `fixed`, `lb-bsp`, `backup`, or
+            `my_module:my_function` for your own.
         interval_s: between decisions.
         short_window_s, long_window_s: lengths of the monitor's windows.
         options: what policies go by.

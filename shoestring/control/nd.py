@@ -27,6 +27,11 @@ def nd(now: float, state: ControlState, options: PolicyOptions) -> Decision:
     return _restart(now, state, options) or with_lr(_proportional(state, options), state, options)
 
 
+def restart(now: float, state: ControlState, options: PolicyOptions) -> Decision:
+    """A new start for who stays slow, as `nd` has it, and nothing else."""
+    return _restart(now, state, options) or Decision((), "nobody is slow for good")
+
+
 def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
     views, shares = state.workers, state.shares
     known = {

@@ -16,7 +16,7 @@ from shoestring.control.decisions import (
     UseBackups,
 )
 from shoestring.control.gains import told_speeds
-from shoestring.control.nd import nd
+from shoestring.control.nd import nd, restart
 
 SAME_SHARE = 1e-9
 BACKUP, ND_BACKUP = "backup", "nd-backup"
@@ -76,5 +76,8 @@ def nd_backup(now: float, state: ControlState, options: PolicyOptions) -> Decisi
 
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
-    {"nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp, BACKUP: backup, ND_BACKUP: nd_backup}
+    {
+        "nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp, "restart": restart,
+        BACKUP: backup, ND_BACKUP: nd_backup,
+    }
 )

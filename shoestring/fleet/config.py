@@ -82,6 +82,21 @@ class DrillConfig(Config):
     at_progress: float = 0.5
 
 
+class ServersConfig(Config):
+    """Parameter servers (`train.sync=servers`).
+
+    Attributes:
+        count: servers, each a process with a shard of parameters and optimizer state; 0: none.
+        staleness: how many pushes a worker may be ahead of the slowest one. 0: bulk-synchronous, all parts of
+            a batch make one update; above: each push is an update of its own; -1: asynchronous, nobody waits.
+        poll_s: how often a server that nobody asks looks for news.
+    """
+
+    count: int = Field(default=0, ge=0)
+    staleness: int = Field(default=0, ge=-1)
+    poll_s: float = Field(default=0.05, gt=0.0)
+
+
 class FleetConfig(Config):
     """All that the fleet goes by.
 
@@ -96,3 +111,4 @@ class FleetConfig(Config):
     checkpoint: CheckpointConfig = CheckpointConfig()
     control: ControlConfig = ControlConfig()
     drill: DrillConfig = DrillConfig()
+    servers: ServersConfig = ServersConfig()

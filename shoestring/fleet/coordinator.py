@@ -21,6 +21,7 @@ from shoestring.fleet.checkpoints import Found, Keeper
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.leases import LeaseDesk
 from shoestring.fleet.membership import Membership
+from shoestring.fleet.names import worker_names
 from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.restarts import headline
 from shoestring.fleet.rollback import roll_back
@@ -56,12 +57,11 @@ class Coordinator:
         now: float,
         resumed: bool = False,
     ) -> None:
-        names = tuple(f"w{i}" for i in range(config.members.workers))
         self._config = config
         self._ledger = ledger
         self._keeper = keeper
         self._log = log
-        self._members = Membership(config.members, names)
+        self._members = self._membership()
         self._steering = Steering(config.control, log, self._members.add, lambda: self._members.room)
         self._desk = LeaseDesk(ledger)
         self._round: RoundState | None = None
@@ -77,7 +77,13 @@ class Coordinator:
         self._kept = Persisted()
         self._flushed = b""
         self._take_over(now, resumed)
-        self._stepper = Stepper(config, ledger, keeper, log, self._steering, now)
+        self._stepper: Stepper = self._new_stepper(now)
+
+    def _membership(self) -> Membership:
+        return Membership(self._config.members, worker_names(self._config.members.workers))
+
+    def _new_stepper(self, now: float) -> Stepper:
+        return Stepper(self._config, self._ledger, self._keeper, self._log, self._steering, now)
 
     # --- the outside -----------------------------------------------------------------------
 
@@ -161,7 +167,7 @@ class Coordinator:
             self._left(now, round_, request)
         if self._outcome:
             return m.Stop(self._outcome)
-        if (leave := self._steering.leave(now, request.worker)) is not None:
+        if (leave := self._stepper.leave(now, request.worker)) is not None:
             self._members.retire(now, request.worker, leave.again)
             return m.Dismissed(leave.reason)
         self._steering.joined(request.worker, request.micro_batch)
@@ -298,7 +304,7 @@ class Coordinator:
         """What the host knows: who waits for a place, whose machine will be taken away."""
         self._members.unplaced(now, request.unplaced)
         for worker, notice in request.notices:
-            if self._round is not None and worker in self._round.members:
+            if self._round is not None and self._round.has(worker):
                 self._stepper.notice(self._round, worker, notice)
 
     # --- rounds --------------------------------------------------------------------------------
@@ -314,7 +320,7 @@ class Coordinator:
     def _form_round(self, now: float) -> None:
         if self._round is not None or self._outcome or now < self._form_at_s:
             return
-        formed = self._members.try_form(now, self._kept.confirmed)
+        formed = self._stepper.try_form(now, self._members, self._kept)
         if formed is None:
             return
         step, checkpoint = formed.step, ""
@@ -326,7 +332,7 @@ class Coordinator:
             self._stepper.restored(now, step)
         elif formed.without_moments:
             checkpoint = self._keeper.newest().path
-        self._ledger.release_tags(now, step)
+        self._stepper.release_unsettled(now, step)
         self._kept.round_id += 1
         self._round = RoundState(
             self._kept.round_id, formed.members, step, formed.source_rank, checkpoint, now, formed.held
@@ -334,7 +340,7 @@ class Coordinator:
         if self._broken is not None:
             self._round.inherit(self._broken, self._kept.confirmed)
         since = now - self._broken_at_s if self._broken_at_s is not None else 0.0
-        self._steering.formed(now, formed.members, since)
+        self._stepper.formed(now, formed, self._kept, since)
         self._log.append(
             "round",
             round_id=self._kept.round_id,
@@ -356,7 +362,7 @@ class Coordinator:
     def _break_round(self, now: float, reason: str) -> None:
         if self._round is None:
             return
-        self._stepper.drop_saving(self._round)
+        self._stepper.drop_saving(self._round, self._kept)
         self._fruitless = 0 if self._round.confirmed() > self._round.step else self._fruitless
         self._broken, self._round = self._round, None
         self._broken_at_s, self._break_reason = now, reason
@@ -366,7 +372,7 @@ class Coordinator:
             return None, m.Dismissed("another process has taken this worker's place")
         if self._outcome:
             return None, m.Stop(self._outcome)
-        if self._round is None or self._round.round_id != round_id or worker not in self._round.members:
+        if self._round is None or self._round.round_id != round_id or not self._round.has(worker):
             return None, m.Regroup("this round is over")
         self._members.acknowledged(worker, round_id)
         return self._round, m.Ack()

@@ -16,6 +16,7 @@ from shoestring.fleet.channel import WorkerMain
 from shoestring.fleet.checkpoints import DiskKeeper
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.coordinator import Coordinator
+from shoestring.fleet.served import ServedCoordinator
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def build_coordinator(launch: Launch, clock: Clock, resumed: bool) -> tuple[Coor
     record = RunRecord(launch.run_dir / "events.jsonl", "coordinator", clock)
     ledger = DurableLedger.open(url, launch.ledger)
     keeper = DiskKeeper(launch.run_dir / "checkpoints", launch.fleet.checkpoint.keep)
-    return Coordinator(launch.fleet, ledger, keeper, record, clock.now(), resumed), record
+    kind = ServedCoordinator if launch.fleet.servers.count else Coordinator
+    return kind(launch.fleet, ledger, keeper, record, clock.now(), resumed), record
 
 
 def load_entry(entry: str) -> WorkerMain:

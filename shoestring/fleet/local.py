@@ -19,6 +19,7 @@ from shoestring.fleet import messages as m
 from shoestring.fleet.channel import UnixChannel, WorkerContext
 from shoestring.fleet.frames import FrameReader, pack_frame
 from shoestring.fleet.launch import Launch, Outcome, build_coordinator, load_entry
+from shoestring.fleet.names import number_of
 from shoestring.fleet.processes import Child, fork_child, raise_file_limit, spawn_child
 from shoestring.fleet.server import LastWords, run_coordinator
 from shoestring.fleet.supervisor import CoordinatorEnd, Interrupts, OnStatus, Supervisor
@@ -298,7 +299,7 @@ def worker_context(
         run_dir=launch.run_dir,
         payload=launch.payload,
         device=launch.device,
-        device_index=int(name.lstrip("w")),
+        device_index=number_of(name),
         threads=launch.threads,
     )
 

@@ -71,11 +71,17 @@ class Formed:
 
 
 class Membership:
-    """Tracks workers through start, round, loss and restart."""
+    """Tracks workers through start, round, loss and restart.
 
-    def __init__(self, config: MemberConfig, names: tuple[str, ...]) -> None:
+    Args:
+        names: of the workers.
+        servers: further processes that hold the state, where workers do not.
+    """
+
+    def __init__(self, config: MemberConfig, names: tuple[str, ...], servers: tuple[str, ...] = ()) -> None:
         self._config = config
-        self._members = {name: Member(name) for name in names}
+        self._members = {name: Member(name) for name in (*names, *servers)}
+        self.servers = servers
 
     # --- looking -----------------------------------------------------------------------
 
@@ -100,12 +106,17 @@ class Membership:
         return tuple((m.name, m.incarnation) for m in self._members.values() if m.state == "starting")
 
     def hopeless(self) -> str:
-        """The last error when every worker was given up; else an empty string."""
-        members = [member for member in self._members.values() if member.state != "removed"]
-        if any(member.state != "given_up" for member in members):
-            return ""
-        newest = max((member.failures[-1] for member in members if member.failures), key=lambda f: f.at_s)
-        return newest.error
+        """The last error when every worker (or every server) was given up; else an empty string."""
+        for servers in (False, True):
+            members = [
+                member
+                for member in self._members.values()
+                if member.state != "removed" and (member.name in self.servers) == servers
+            ]
+            if members and all(member.state == "given_up" for member in members):
+                failures = [member.failures[-1] for member in members if member.failures]
+                return max(failures, key=lambda failure: failure.at_s).error
+        return ""
 
     # --- what happens --------------------------------------------------------------------
 
@@ -199,7 +210,8 @@ class Membership:
     def room(self) -> int:
         """How many workers may be added."""
         most = max(self._config.max_workers, self._config.workers)
-        return max(0, most - (len(self._members) - len(self.named("removed", "given_up"))))
+        gone = self.named("removed", "given_up")
+        return max(0, most - sum(name not in gone and name not in self.servers for name in self._members))
 
     def find_hung(self, now: float) -> dict[str, str]:
         """Name -> why it counts as hung; a doomed one is not named again."""
@@ -252,6 +264,33 @@ class Membership:
         step = max((self._members[name].step for name in usable), default=-1)
         source = next((r for r, n in enumerate(waiting) if step >= 0 and self._members[n].step == step), -1)
         return Formed(waiting, step, source)
+
+    def form_servers(self, lineage: int, confirmed_step: int) -> Formed | None:
+        """A round of all servers, once all wait; it goes on from their state if each still holds its part.
+
+        Args:
+            lineage: what was held before this round is of a past that the fleet has left.
+        """
+        servers = [self._members[name] for name in self.servers if self._members[name].state != "given_up"]
+        if not servers or any(one.state != "waiting" or one.doomed for one in servers):
+            return None
+        for one in servers:
+            one.state = "active"
+        names, everybody = tuple(one.name for one in servers), (tuple(range(len(servers))),)
+        whole = all(
+            one.held is not None
+            and (one.held.groups, one.held.rank) == (everybody, rank)
+            and one.held.round_id >= lineage
+            and 0 <= one.step <= confirmed_step
+            for rank, one in enumerate(servers)
+        )
+        if whole:
+            return Formed(names, confirmed_step, 0)
+        return Formed(names, -1, -1, reason="not all servers hold their parts")
+
+    def admit(self, name: str) -> None:
+        """A worker takes part without being a member of the round."""
+        self._members[name].state = "active"
 
     def _from_shards(self, waiting: tuple[str, ...], confirmed_step: int) -> Formed:
         members = [self._members[name] for name in waiting]

@@ -9,6 +9,8 @@ from __future__ import annotations
 import msgspec
 
 from shoestring.base.units import format_bytes
+from shoestring.fleet.terms import Held as Held
+from shoestring.fleet.terms import Update as Update
 
 
 class Message(msgspec.Struct, frozen=True, tag=True):
@@ -16,22 +18,6 @@ class Message(msgspec.Struct, frozen=True, tag=True):
 
 
 # --- worker -> coordinator -------------------------------------------------------------
-
-
-class Held(msgspec.Struct, frozen=True, array_like=True):
-    """The shards that a worker holds, where it does not hold all (see `cluster.strategies`).
-
-    `strategy`: its three letters; `groups`: the layout that the shards were cut by; `rank`: the worker's in
-    it; `round_id`: the round of that layout; `ready`: the step that this worker can apply by itself (-1:
-    none), because all had agreed to; `synced`: the step that its parameters are of (-1: of none).
-    """
-
-    strategy: str
-    groups: tuple[tuple[int, ...], ...]
-    rank: int
-    round_id: int
-    ready: int = -1
-    synced: int = -1
 
 
 class Join(Message, frozen=True):
@@ -287,6 +273,7 @@ class Round(Message, frozen=True):
     (-1: nobody; restore `checkpoint`, or initialise from the seed where that is empty). Where state is cut,
     `held` has each member's shards by rank, None for who brings none, `source_rank` is the first who brings
     some, and optimizer moments that nobody has come from `checkpoint` (zeros where that is empty).
+    `servers`: who holds the parameters, where workers do not; a worker's round has itself alone as member.
     """
 
     round_id: int
@@ -296,6 +283,7 @@ class Round(Message, frozen=True):
     source_rank: int
     checkpoint: str = ""
     held: tuple[Held | None, ...] = ()
+    servers: tuple[str, ...] = ()
 
 
 class Order(Message, frozen=True):
@@ -306,7 +294,8 @@ class Order(Message, frozen=True):
     the most that a member makes, so that all can make the same number where passes have collectives in
     them; `lr_factor`: on the schedule's learning rate; `backups`: so many members need not be waited for;
     `window_s`: after so long the rest is to be given back (0: never). All of it holds for this step alone, so
-    whoever comes later misses nothing.
+    whoever comes later misses nothing. Where servers hold the parameters, `step` is the number of the
+    worker's push, and the servers have to be told of `updates` before parameters are read.
     """
 
     step: int
@@ -318,6 +307,13 @@ class Order(Message, frozen=True):
     lr_factor: float = 1.0
     backups: int = 0
     window_s: float = 0.0
+    updates: tuple[Update, ...] = ()
+
+
+class Updates(Message, frozen=True):
+    """To a server: these come next; none, where nothing is new."""
+
+    updates: tuple[Update, ...] = ()
 
 
 class Save(Message, frozen=True):
@@ -442,6 +438,7 @@ Reply = (
     Wait
     | Round
     | Order
+    | Updates
     | Save
     | Regroup
     | Dismissed

@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import msgspec
 
+from shoestring.fleet.terms import Update
+
 
 class Log(Protocol):
     """Where events go: `base.record.RunRecord`, or a list in tests."""
@@ -16,7 +18,11 @@ class Log(Protocol):
 
 
 class Persisted(msgspec.Struct):
-    """What survives the coordinator beside the ledger, in the same transaction."""
+    """What survives the coordinator beside the ledger, in the same transaction.
+
+    With parameter servers: `pushes` were numbered so far, `updates` may not be with all servers yet, and
+    states of rounds before `lineage` are of a past that the fleet has left.
+    """
 
     round_id: int = 0
     confirmed: int = 0
@@ -24,3 +30,7 @@ class Persisted(msgspec.Struct):
     drilled: bool = False
     members: bytes = b""
     control: bytes = b""
+    pushes: int = 0
+    lineage: int = 0
+    updates: tuple[Update, ...] = ()
+    server_control: bytes = b""

@@ -19,14 +19,38 @@ class StepPlan:
 
 
 @dataclass
+class Guest:
+    """A worker that computes for the members of a round, which hold the parameters.
+
+    Attributes:
+        order: the one given last, whose push is in no update yet; None: none is open.
+        lease_id: of its samples.
+        report: of it, once its push is with all servers.
+        pushed: its newest push that is in an update (-1: none).
+        clock: its pushes so far; a newcomer begins with the least of the others'.
+        told: the newest update that it was told of.
+    """
+
+    order: Order | None = None
+    lease_id: int = -1
+    samples: int = 0
+    report: StepReport | None = None
+    pushed: int = -1
+    clock: int = 0
+    told: int = 0
+
+
+@dataclass
 class Saving:
-    """A checkpoint in the making at the boundary after `step`."""
+    """A checkpoint in the making at the boundary after `step`; `ledger`: its snapshot of then, where work
+    goes on meanwhile."""
 
     step: int
     directory: str
     reason: str
     began_s: float
     parts: dict[str, Saved] = field(default_factory=dict)
+    ledger: bytes = b""
 
 
 @dataclass
@@ -53,6 +77,11 @@ class RoundState:
     saved: dict[int, bool] = field(default_factory=dict)
     closing: str = ""
     table: Table = field(default_factory=Table)
+    guests: dict[str, Guest] = field(default_factory=dict)
+
+    def has(self, name: str) -> bool:
+        """Whether this worker takes part."""
+        return name in self.members or name in self.guests
 
     def message(self, name: str) -> Round:
         """What the member `name` is told about this round."""

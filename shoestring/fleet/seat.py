@@ -115,6 +115,18 @@ class Seat:
         reply = self._poll(m.Next(self.name, self.incarnation, round_id, step, report, self.notice))
         return reply if isinstance(reply, (m.Order, m.Save)) else _expect(reply, m.Stop)
 
+    def next_for_server(
+        self, round_id: int, step: int, report: m.StepReport | None
+    ) -> m.Updates | m.Stop:
+        """What comes next for a server that has applied all updates up to `step`.
+
+        Raises:
+            RoundOver: as above.
+        """
+        self._pulse.step = step
+        reply = self._poll(m.Next(self.name, self.incarnation, round_id, step, report, self.notice))
+        return reply if isinstance(reply, m.Updates) else _expect(reply, m.Stop)
+
     def out_of_memory(self, round_id: int, step: int, samples: int, error: str) -> None:
         """Report that a pass over so many samples does not fit; on return the next ones are smaller.
 

@@ -12,6 +12,7 @@ from shoestring.base.clock import SystemClock
 from shoestring.fleet.channel import UnixChannel, WorkerContext
 from shoestring.fleet.config import MemberConfig
 from shoestring.fleet.launch import load_entry
+from shoestring.fleet.names import number_of
 from shoestring.fleet.processes import die_with_parent, run_body
 
 
@@ -35,7 +36,7 @@ def _work(path: Path) -> int:
         run_dir=Path(about["run_dir"]),
         payload=bytes.fromhex(about["payload"]),
         device=about["device"],
-        device_index=int(about["name"].lstrip("w")),
+        device_index=number_of(about["name"]),
         threads=about["threads"],
     )
     load_entry(about["entry"])(context)

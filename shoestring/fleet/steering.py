@@ -174,6 +174,14 @@ class Steering:
                 self._away[worker] = _Away(now)
         return leave
 
+    def departs(self, worker: str) -> str:
+        """Why this worker has to go at its next boundary; empty where it stays."""
+        return self._leaving[worker].reason if worker in self._leaving else ""
+
+    def stay(self) -> None:
+        """Nobody has to go after all."""
+        self._leaving.clear()
+
     @property
     def leaving(self) -> bool:
         """Whether somebody has to go at the next boundary."""

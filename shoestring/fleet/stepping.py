@@ -10,9 +10,10 @@ from shoestring.fleet import messages as m
 from shoestring.fleet import pace
 from shoestring.fleet.checkpoints import Keeper, Manifest
 from shoestring.fleet.config import FleetConfig
+from shoestring.fleet.membership import Formed, Membership
 from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.rounds import RoundState, Saving, StepPlan
-from shoestring.fleet.steering import Steering
+from shoestring.fleet.steering import Leave, Steering
 
 RETRY_S = 0.01
 RATE_STEPS = 20
@@ -49,6 +50,24 @@ class Stepper:
         """
         consumed = 1.0 - self._ledger.counts().todo / self._ledger.spec.total
         return pace.progress(step, kept.elapsed_s, consumed, self._config.pace)
+
+    # --- rounds --------------------------------------------------------------------------------
+
+    def try_form(self, now: float, members: Membership, kept: Persisted) -> Formed | None:
+        """A round that can start now."""
+        return members.try_form(now, kept.confirmed)
+
+    def formed(self, now: float, formed: Formed, kept: Persisted, pause_s: float) -> None:
+        """A round begins after a pause of the whole fleet."""
+        self._steering.formed(now, formed.members, pause_s)
+
+    def release_unsettled(self, now: float, step: int) -> None:
+        """A round begins with the state of `step`: what was in flight beyond it is to be done again."""
+        self._ledger.release_tags(now, step)
+
+    def leave(self, now: float, worker: str) -> Leave | None:
+        """Whether this worker, which asks for a round, has to go; asked once."""
+        return self._steering.leave(now, worker)
 
     def restored(self, now: float, step: int) -> None:
         """The fleet starts again from the checkpoint of `step` (0: from the seed); newer ones are void."""
@@ -148,7 +167,7 @@ class Stepper:
         round_.saving = None
         return m.Committed(request.step, round_.saved[request.step])
 
-    def drop_saving(self, round_: RoundState) -> None:
+    def drop_saving(self, round_: RoundState, kept: Persisted) -> None:
         """The round broke: what was half saved does not count."""
         if round_.saving is not None:
             self._keeper.abandon(round_.saving.step)
@@ -156,7 +175,8 @@ class Stepper:
 
     def _commit(self, now: float, round_: RoundState, saving: Saving, kept: Persisted) -> None:
         files = {name: entry for part in saving.parts.values() for name, entry in part.files.items()}
-        manifest = Manifest(saving.step, kept.elapsed_s, self._ledger.snapshot_bytes(in_flight="todo"), files)
+        ledger = saving.ledger or self._ledger.snapshot_bytes(in_flight="todo")
+        manifest = Manifest(saving.step, kept.elapsed_s, ledger, files)
         try:
             size_bytes = self._keeper.commit(manifest)
         except CheckpointError as error:
@@ -217,21 +237,21 @@ class Stepper:
         reports = round_.reports[step] if step in round_.reports else {}
         if not reports:
             return
-        first = reports[min(reports)]
-        self.metrics = dict(first.metrics)
+        metrics, counts = self._of_all(reports)
+        self.metrics = dict(metrics)
         plan = round_.plans[step] if step in round_.plans else None
         gave_back = round_.gave_back[step] if step in round_.gave_back else {}
         if plan is not None and step > round_.step:
             self._steering.step_took(step, now - plan.at_s)
         self._recent.append(
-            (now, {"samples": float(sum(r.samples for r in reports.values())), **first.counts})
+            (now, {"samples": float(sum(r.samples for r in reports.values())), **counts})
         )
         self._log.append(
             "step",
             step=step,
             round_id=round_.round_id,
-            metrics=first.metrics,
-            counts=first.counts,
+            metrics=metrics,
+            counts=counts,
             batch=sum(plan.samples.values()) if plan else 0,
             took_s=round(now - plan.at_s, 5) if plan else 0.0,
             todo=self._ledger.counts().todo,
@@ -247,6 +267,11 @@ class Stepper:
                 for name, r in sorted(reports.items())
             },
         )
+
+    def _of_all(self, reports: dict[str, m.StepReport]) -> tuple[dict[str, float], dict[str, float]]:
+        """Metrics and counts of the whole step: each member tells the same."""
+        first = reports[min(reports)]
+        return first.metrics, first.counts
 
     def rates(self) -> dict[str, float]:
         """Counts per second over the last steps, e.g. `tokens_per_s`."""

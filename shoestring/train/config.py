@@ -88,7 +88,8 @@ class TrainConfig(Config):
         exchange_timeout_s: bound on one collective.
         sharding: what of the state is sharded, and how; the plan fills it in.
         sync: `each_step`: workers exchange gradients in each step; `edit`: they take steps of their own and
-            synchronise by the clock (`fleet.pace.window_s`) or after `fleet.pace.batch` samples.
+            synchronise by the clock (`fleet.pace.window_s`) or after `fleet.pace.batch` samples; `servers`:
+            they read parameters from servers and bring gradients to them (`fleet.servers`).
         edit: of the latter.
         threads: compute threads of a worker; 0: the machine's cores divided by the workers.
     """
@@ -102,6 +103,6 @@ class TrainConfig(Config):
     exchange_dtype: Literal["as_is", "fp32", "bf16"] = "as_is"
     exchange_timeout_s: float = 600.0
     sharding: ShardingConfig = ShardingConfig()
-    sync: Literal["each_step", "edit"] = "each_step"
+    sync: Literal["each_step", "edit", "servers"] = "each_step"
     edit: EditConfig = EditConfig()
     threads: int = 0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import msgspec
 import numpy as np
@@ -31,6 +31,7 @@ from shoestring.train.lateness import Lateness, TooLate
 from shoestring.train.local import LocalSteps, TooLarge
 from shoestring.train.passes import Passes
 from shoestring.train.schedules import factor
+from shoestring.train.servers.borrowed import Borrowed
 from shoestring.train.state import TrainState
 from shoestring.train.task import LossOut, SampleIds, StepContext, Task
 from shoestring.train.waits import Stopwatch
@@ -38,6 +39,20 @@ from shoestring.train.waits import Stopwatch
 
 class TrainingError(ShoestringError):
     """The numbers went wrong: a loss or gradient is not finite."""
+
+
+class Holder(Protocol):
+    """Where a worker's state comes from."""
+
+    state: TrainState
+
+    def enter(self, group: Group, round_: m.Round) -> None:
+        """Hold what a round begins with."""
+        ...
+
+    def leave(self) -> None:
+        """The round is over."""
+        ...
 
 
 @dataclass
@@ -84,32 +99,39 @@ class Trainer:
         self._agent = Agent(config.micro_batch)
         self._lateness = Lateness(seat.lookout, config.compile)
         self._loss = torch.compile(task.loss) if config.compile else task.loss
-        strategy = parse_strategy(config.sharding.strategy)
-        self._alignment = Alignment(seat, task, config, strategy, device, clock)
         self._untold: tuple[int, m.StepReport | None] = (-1, None)
-        self._local: LocalSteps | None = None
+        self._holder: Holder
+        self._act: Callable[[Group, m.Round, m.Order], m.StepReport]
+        if config.sync == "servers":
+            self._holder = self._borrowed = Borrowed(seat, task, config, device)
+            self._act = self._visit
+            return
+        strategy = parse_strategy(config.sharding.strategy)
+        self._holder = self._alignment = Alignment(seat, task, config, strategy, device, clock)
+        self._act = self._step
         if config.sync == "edit":
             self._local = LocalSteps(
                 seat, task, config, self._agent, self._alignment, self._contribute, locate, device, clock
             )
+            self._act = self._stretch
 
     def run(self) -> str:
         """Train until the coordinator says stop; returns its reason."""
-        problem, alignment = "", self._alignment
+        problem, holder = "", self._holder
         while True:
-            state = alignment.state
+            state = holder.state
             invitation = self._seat.join(state.step, problem, state.held(), self._config.micro_batch)
             if isinstance(invitation, m.Stop):
                 return invitation.reason
             try:
                 with self._group(invitation) as group:
                     with self._seat.phase("align"):
-                        alignment.enter(group, invitation)
+                        holder.enter(group, invitation)
                     return self._work(group, invitation)
             except (PeerLostError, RoundOver) as lost:
                 problem = str(lost)
             finally:
-                alignment.leave()
+                holder.leave()
 
     def _work(self, group: Group, round_: m.Round) -> str:
         while True:
@@ -124,12 +146,11 @@ class Trainer:
                 self._save(group, round_, order)
                 continue
             self._agent.take(order.micro_batch, order.passes, order.lr_factor)
-            act = self._step if self._local is None else self._stretch
-            self._untold = (order.step, act(group, round_, order))
+            self._untold = (order.step, self._act(group, round_, order))
 
     @property
     def _state(self) -> TrainState:
-        return self._alignment.state
+        return self._holder.state
 
     def _step(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
         waited_s = self._alignment.waited_s
@@ -159,7 +180,6 @@ class Trainer:
 
     def _stretch(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
         """Local steps of its own, then one with all."""
-        assert self._local is not None
         try:
             report = self._local.step(group, round_, order)
         except TooLarge as error:
@@ -167,6 +187,28 @@ class Trainer:
         except GradientError as error:
             raise TrainingError(f"step {order.step}: {error.what}", error.todo) from error
         return msgspec.structs.replace(report, memory_bytes=_memory_bytes(self._device))
+
+    def _visit(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
+        """Parameters from the servers, a gradient for them."""
+        began_s = self._clock.now()
+        with self._seat.phase("exchange"):
+            self._borrowed.read(order)
+        read_s = self._clock.now() - began_s
+        watch = Stopwatch(self._device, self._clock)
+        done = self._compute(round_, order)
+        watch.stop()
+        began_s = self._clock.now()
+        try:
+            with self._seat.phase("exchange"):
+                norm = self._borrowed.bring(order, done.sums)
+        except GradientError as error:
+            raise TrainingError(f"push {order.step}: {error.what}", error.todo) from error
+        return m.StepReport(
+            samples=done.samples, compute_s=watch.seconds(),
+            exchange_s=read_s + self._clock.now() - began_s, memory_bytes=_memory_bytes(self._device),
+            metrics=done.sums.metrics() | {"gradient_norm": norm}, counts=done.sums.counts(),
+            passes=max(1, done.passes),
+        )  # fmt: skip
 
     def _compute(self, round_: m.Round, order: m.Order) -> Done:
         """All passes of a step, or as many as the others have waited for.

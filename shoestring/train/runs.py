@@ -103,6 +103,7 @@ class JobConfig(Config):
                 "fleet.pace.window_s is the time of local steps, and there are none",
                 "set train.sync=edit too, or leave it at 0",
             )
+        self._servers_agree()
         if local and self.fleet.control.policy in (BACKUP, ND_BACKUP):
             raise ConfigError(
                 "with local steps there is no step that backup workers could be left out of",
@@ -116,6 +117,25 @@ class JobConfig(Config):
             )
         return self
 
+    def _servers_agree(self) -> None:
+        served, count = self.train.sync == "servers", self.fleet.servers.count
+        if served != (count > 0):
+            raise ConfigError(
+                f"train.sync is {self.train.sync}, and there are {count} parameter servers",
+                "set train.sync=servers and fleet.servers.count, or neither",
+            )
+        if served and self.fleet.transport == "inprocess":
+            raise ConfigError(
+                "parameter servers are processes of their own, and fleet.transport is inprocess",
+                "leave fleet.transport out, or set it to local",
+            )
+        if served and self.fleet.control.policy in (BACKUP, ND_BACKUP):
+            raise ConfigError(
+                f"with parameter servers nobody is left out of an update, and fleet.control.policy is "
+                f"{self.fleet.control.policy}",
+                "set fleet.servers.staleness=-1: then nobody is waited for",
+            )
+
     @property
     def sharding_wish(self) -> ParallelConfig:
         """What the plan has to heed: `parallel`, and what the way of working leaves of it."""
@@ -124,8 +144,8 @@ class JobConfig(Config):
         return self.parallel
 
     def _needs_whole_state(self) -> str:
-        if self.train.sync == "edit":
-            return "train.sync=edit"
+        if self.train.sync != "each_step":
+            return f"train.sync={self.train.sync}"
         policy = self.fleet.control.policy
         return f"fleet.control.policy={policy}" if policy in (BACKUP, ND_BACKUP) else ""
 
@@ -271,7 +291,7 @@ def _train(
     )
     transport = fleet.transport
     if transport == "auto":
-        alone = max(prepared.plan.workers, members.max_workers) == 1
+        alone = max(prepared.plan.workers, members.max_workers) == 1 and not fleet.servers.count
         transport = "inprocess" if alone else "local"
     payload = TrainPayload(
         prepared.maker,
@@ -285,6 +305,7 @@ def _train(
             "shard_size": ledger.shard_size,
         },
         loopback=transport != "ray",
+        poll_s=fleet.servers.poll_s,
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     launch = Launch(run_dir, fleet, ledger, ENTRY, payload.encode(), device, prepared.plan.threads)

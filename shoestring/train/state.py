@@ -32,14 +32,17 @@ class TrainState:
 
     Args:
         cut: whether the state is going to be cut, so that the model need not be built whole.
+        updated: whether it is updated here; if not, no optimizer state is made.
     """
 
-    def __init__(self, task: Task, device: torch.device, seed: int, cut: bool = False) -> None:
+    def __init__(
+        self, task: Task, device: torch.device, seed: int, cut: bool = False, updated: bool = True
+    ) -> None:
         self.step = self.ready = self.round_id = -1
         self._task = task
         self._device = device
         self.model: nn.Module = self._build(cut, seed)
-        self.inner = task.optimizer(self.model)
+        self.inner = task.optimizer(self.model) if updated else _without_state(self.model)
         for group in self.inner.param_groups:
             group["peak_lr"] = group["lr"]
         self._sharded: ShardedOptimizer | None = None
@@ -159,6 +162,10 @@ class TrainState:
         for group in self.inner.param_groups:
             group["lr"] = group["peak_lr"] * factor
         return max(float(group["lr"]) for group in self.inner.param_groups)
+
+
+def _without_state(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0)
 
 
 def holdings_of(held: Sequence[Held | None], step: int) -> list[Holding | None]:

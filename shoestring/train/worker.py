@@ -19,9 +19,11 @@ from shoestring.base.errors import FleetError
 from shoestring.base.host import keep_freed_memory
 from shoestring.data.shuffle import Order
 from shoestring.fleet.channel import WorkerContext
+from shoestring.fleet.names import is_server
 from shoestring.fleet.seat import DismissedError, Seat
 from shoestring.train.config import TrainConfig
 from shoestring.train.loop import Trainer
+from shoestring.train.servers.server import Server
 from shoestring.train.task import Task
 
 ENTRY = "shoestring.train.worker:main"
@@ -36,6 +38,7 @@ class TrainPayload(msgspec.Struct, frozen=True):
         train: TrainConfig as JSON-able values.
         order: the sample order: samples, epochs, seed, shuffle, shard_size.
         loopback: all workers are on this machine.
+        poll_s: how often a parameter server looks for news.
     """
 
     maker: str
@@ -43,6 +46,7 @@ class TrainPayload(msgspec.Struct, frozen=True):
     train: dict[str, Any]
     order: dict[str, Any]
     loopback: bool = True
+    poll_s: float = 0.05
 
     def encode(self) -> bytes:
         """As JSON."""
@@ -67,6 +71,9 @@ def main(context: WorkerContext) -> None:
         try:
             task = make_task(payload.maker, payload.settings, context.run_dir)
             order = Order(**payload.order)
+            if is_server(context.name):
+                Server(seat, task, config, device, context.clock, payload.poll_s, payload.loopback).run()
+                return
             trainer = Trainer(seat, task, config, order.sample_ids, device, context.clock, payload.loopback)
             trainer.run()
         except DismissedError:

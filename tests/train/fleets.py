@@ -12,7 +12,7 @@ from shoestring.cluster.strategies import parse_strategy
 from shoestring.control.controller import ControlConfig
 from shoestring.control.decisions import PolicyOptions
 from shoestring.data.ledger import LedgerSpec
-from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig
+from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig, ServersConfig
 from shoestring.fleet.inprocess import run_inprocess
 from shoestring.fleet.launch import Launch, Outcome
 from shoestring.fleet.local import run_local
@@ -44,6 +44,8 @@ def make_launch(
     members: dict[str, Any] | None = None,
     control: ControlConfig | None = None,
     window_s: float = 0.0,
+    servers: int = 0,
+    staleness: int = 0,
     delivery: Delivery = "at_least_once",
 ) -> Launch:
     """A launch of `tests.train.tasks:task`."""
@@ -57,8 +59,11 @@ def make_launch(
         pace=PaceConfig(steps=steps, batch=batch, window_s=window_s),
         checkpoint=checkpoint or CheckpointConfig(every_s=0.0),
         control=control,
+        servers=ServersConfig(count=servers, staleness=staleness),
     )
     train = train or TrainConfig(clip_norm=0.0)
+    if servers:
+        train = train.model_copy(update={"sync": "servers"})
     ledger = LedgerSpec(samples=samples, epochs=epochs, seed=train.seed, shuffle="samples", delivery=delivery)
     order = {
         "samples": samples,
@@ -73,7 +78,8 @@ def make_launch(
 
 def run(launch: Launch, on_status: Any = None) -> Outcome:
     """Run to the end: in process for one worker, as local processes for more."""
-    start = run_inprocess if launch.fleet.members.workers == 1 else run_local
+    alone = launch.fleet.members.workers == 1 and not launch.fleet.servers.count
+    start = run_inprocess if alone else run_local
 
     def ignore(status: Status) -> None:
         return None

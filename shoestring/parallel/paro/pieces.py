@@ -50,6 +50,13 @@ def _inside(shape: tuple[int, ...], row: int, start: int, stop: int) -> Iterator
         yield (row, *offsets), (1, *sizes), at + base
 
 
+def copy_of(tensor: Tensor) -> Tensor:
+    """A tensor or piece of the same numbers, in memory of its own."""
+    if isinstance(tensor, PieceTensor):
+        return PieceTensor(tensor.local.detach().clone(), tensor.shape, tensor.start)
+    return tensor.detach().clone()
+
+
 class PieceTensor(Tensor):
     """A tensor of which this rank holds elements [start, stop) of its flattened form.
 

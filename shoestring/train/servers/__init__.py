@@ -1,0 +1,1 @@
+"""Parameter servers: shards of parameters and optimizer state, and workers that borrow them."""

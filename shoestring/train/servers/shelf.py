@@ -1,0 +1,285 @@
+"""One server's shard: pushes that wait for their update, updates in their order, parameters as of the newest
+(source: ours; docs/design/servers.md)."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from shoestring.base.clock import Clock
+from shoestring.base.errors import FleetError
+from shoestring.fleet.messages import Update
+from shoestring.parallel.group import PeerLostError
+from shoestring.parallel.paro.flat import Piece
+from shoestring.parallel.paro.optimizer import SharesWork
+from shoestring.parallel.paro.pieces import copy_of
+from shoestring.parallel.paro.state import persistent_buffers
+from shoestring.train.config import TrainConfig
+from shoestring.train.schedules import factor
+from shoestring.train.servers.asks import Push
+from shoestring.train.servers.packing import pack
+from shoestring.train.state import TrainState
+from shoestring.train.task import Task
+
+REMEMBERED = 1000
+"""Updates whose norm others may still ask for."""
+Squares = Callable[[Update], float]
+"""The squared norm of the other servers' parts of an update's summed gradient."""
+
+
+@dataclass
+class Staged:
+    """A push that is in no update yet: what was said of it, its gradient, and the task's stats."""
+
+    push: Push
+    gradient: Tensor
+    stats: Tensor
+
+
+@dataclass
+class Copy:
+    """The shard as of an update, to be written."""
+
+    step: int
+    directory: str
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class Work:
+    """What this server itself has done since it was asked last: updates, and seconds spent on them."""
+
+    updates: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class Sum:
+    """Of the pushes of an update."""
+
+    gradient: Tensor
+    square: float
+    weight: float
+    used: list[bool]
+    stats: Tensor
+
+
+class Shelf:
+    """Any thread may call anything.
+
+    Args:
+        state: laid out for this server's rank; its `step` is the newest update in it.
+        others: asks the other servers.
+    """
+
+    def __init__(self, state: TrainState, task: Task, config: TrainConfig, clock: Clock) -> None:
+        self.state = state
+        self.others: Squares = lambda _: 0.0
+        self._task = task
+        self._config = config
+        self._clock = clock
+        self._staged: dict[int, Staged] = {}
+        self._squares: dict[int, float] = {}
+        self._refused: set[int] = set()
+        self._waiting = threading.Lock()  # of pushes; never held while others are asked
+        self._applying = threading.Lock()  # of the state
+        self._news = threading.Event()
+        self._to_save: list[Copy] = []
+        self._work = Work()
+        self.round_id = -1
+        self.error: BaseException | None = None
+
+    @property
+    def pieces(self) -> list[Piece]:
+        """In the order of their numbers in a payload."""
+        return self.state.sharded.pieces
+
+    @property
+    def elements(self) -> int:
+        """Of all pieces together."""
+        return sum(piece.stop - piece.start for piece in self.pieces)
+
+    @property
+    def stats_elements(self) -> int:
+        """Of the task's stats."""
+        return sum(tensor.numel() for tensor in self._task.stats(self.state.model).values())
+
+    # --- rounds ----------------------------------------------------------------------------------
+
+    def begin(self, round_id: int, fresh: bool) -> None:
+        """A round begins; `fresh`: from another state, so that nothing that is there means anything. Else
+        pushes of the round before may still be in updates to come."""
+        with self._waiting:
+            old = [n for n, one in self._staged.items() if fresh or one.push.round_id < self.round_id]
+            for number in old:
+                del self._staged[number]
+            self._squares.clear()
+            self._refused.clear()
+            self._to_save.clear()
+            self.round_id, self.error, self._work = round_id, None, Work()
+
+    def check(self, round_id: int) -> None:
+        """Raises PeerLostError where another round is in progress."""
+        if round_id != self.round_id:
+            raise PeerLostError(f"round {round_id} is over")
+
+    # --- pushes ----------------------------------------------------------------------------------
+
+    def take(self, push: Push, gradient: Tensor, stats: Tensor) -> None:
+        """Keep a push until its update comes; one that is here already changes nothing.
+
+        Args:
+            gradient: [elements], on the CPU.
+        """
+        with self._waiting:
+            self.check(push.round_id)
+            if push.number not in self._refused:
+                self._staged.setdefault(push.number, Staged(push, gradient, stats))
+
+    def square(self, update: Update) -> float:
+        """Squared norm of this server's part of an update's summed gradient."""
+        with self._waiting:
+            if update.number not in self._squares:
+                self._squares[update.number] = self._sum(update).square
+            return self._squares[update.number]
+
+    def _sum(self, update: Update) -> Sum:
+        missing = [number for number in update.pushes if number not in self._staged]
+        if missing:
+            raise FleetError(
+                f"update {update.number} wants push {missing[0]}, which this server does not have",
+                "report this; it is a mistake in shoestring",
+            )
+        parts = [self._staged[number] for number in update.pushes]
+        total = parts[0].gradient.float()
+        if len(parts) > 1 or total.data_ptr() == parts[0].gradient.data_ptr():
+            total = total.clone()
+        for part in parts[1:]:
+            total += part.gradient
+        return Sum(
+            total,
+            float(torch.linalg.vector_norm(total).double().square()),
+            math.fsum(part.push.weight for part in parts),
+            [any(flags) for flags in zip(*(part.push.used for part in parts), strict=True)],
+            torch.stack([part.stats for part in parts]).sum(0),
+        )
+
+    # --- updates ---------------------------------------------------------------------------------
+
+    def advance(self, round_id: int, updates: tuple[Update, ...]) -> None:
+        """Apply what of these is new.
+
+        Raises:
+            PeerLostError: the round is over, or another server is gone; nothing is half applied.
+        """
+        with self._applying:
+            self.check(round_id)
+            for update in updates:
+                if update.number <= self.state.step:
+                    continue
+                if update.number != self.state.step + 1:
+                    raise PeerLostError(f"update {update.number} comes after {self.state.step}")
+                try:
+                    self._apply(update)
+                except PeerLostError:
+                    raise
+                except Exception as error:
+                    self.error = error  # the main thread ends this process by it
+                    self._news.set()
+                    raise PeerLostError(f"update {update.number} failed: {error}") from error
+
+    def _apply(self, update: Update) -> None:
+        began_s = self._clock.now()
+        waited_s = 0.0
+        if update.pushes:
+            with self._waiting:
+                total = self._sum(update)
+                self._squares[update.number] = total.square
+            square = self._staged[update.pushes[0]].push.square
+            if len(update.pushes) > 1:
+                asked_s = self._clock.now()
+                square = total.square + (self.others(update) if self._config.clip_norm else 0.0)
+                waited_s = self._clock.now() - asked_s
+            self.state.step = -1  # half an update is nothing to build on
+            self._step(update, total, square)
+        self.state.step = update.number
+        with self._waiting:
+            for number in (*update.pushes, *update.dropped):
+                self._staged.pop(number, None)
+            self._squares.pop(update.number - REMEMBERED, None)
+            self._refused |= set(update.dropped)
+            self._work.updates += bool(update.pushes)
+            self._work.seconds += self._clock.now() - began_s - waited_s
+            if update.save:
+                own = {name: copy_of(tensor) for name, tensor in self.state.own_tensors().items()}
+                self._to_save.append(Copy(update.number, update.save, own))
+        if update.save:
+            self._news.set()
+
+    @torch.no_grad()
+    def _step(self, update: Update, total: Sum, square: float) -> None:
+        state, optimizer = self.state, self.state.sharded
+        divide_by = total.weight if self._task.reduction == "mean" else 1.0
+        divide_by = max(divide_by, torch.finfo(torch.float32).tiny)
+        norm, scale = math.sqrt(square) / divide_by, 1.0 / divide_by
+        if not math.isfinite(norm):
+            raise FleetError(
+                f"the gradient of update {update.number} is not finite; it was not applied",
+                "lower the learning rate, or clip the gradient (train.clip_norm)",
+            )
+        if self._config.clip_norm and norm > self._config.clip_norm:
+            scale *= self._config.clip_norm / norm
+        state.set_rate(update.lr_factor * factor(update.progress, self._config.schedule))
+        gradient = total.gradient.mul_(scale).to(optimizer.engine.device)
+        at = 0
+        for piece, used in zip(self.pieces, total.used, strict=True):
+            count = piece.stop - piece.start
+            own = gradient[at : at + count].view_as(piece.master) if used and count else None
+            piece.master.grad, at = own, at + count
+        if total.weight:  # an update whose samples all failed has nothing to tell
+            self._absorb(total.stats)
+        if isinstance(state.inner, SharesWork):
+            state.inner.prepare(0, 1, lambda tensor: tensor)
+        optimizer.apply()
+
+    def _absorb(self, stats: Tensor) -> None:
+        found, at = {}, 0
+        for name, zeros in self._task.stats(self.state.model).items():
+            found[name] = stats[at : at + zeros.numel()].view_as(zeros).to(zeros.device)
+            at += zeros.numel()
+        self._task.absorb(self.state.model, found)
+
+    # --- what others see -------------------------------------------------------------------------
+
+    def parameters(self) -> tuple[int, Tensor]:
+        """(newest update, all pieces and buffers as bytes)."""
+        with self._applying:
+            parts = [
+                piece.flat.parameters[piece.offset : piece.offset + piece.stop - piece.start]
+                for piece in self.pieces
+            ]
+            return self.state.step, pack([*parts, *self.buffers().values()])
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Those that go with the parameters: equal on all servers, the first one gives them."""
+        first = self.state.sharded.engine.exchange.rank == 0
+        return persistent_buffers(self.state.model) if first else {}
+
+    def work(self) -> Work:
+        """What was done since the last call."""
+        with self._waiting:
+            done, self._work = self._work, Work()
+        return done
+
+    def copies(self, wait_s: float) -> list[Copy]:
+        """Copies to be written; waits that long for one."""
+        self._news.wait(wait_s)
+        self._news.clear()
+        with self._waiting:
+            copies, self._to_save = self._to_save, []
+        return copies

@@ -1,0 +1,199 @@
+"""Parameter servers in real processes: equal where they must be, exact where anything dies."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from shoestring.base.clock import SystemClock
+from shoestring.base.errors import ConfigError
+from shoestring.base.record import read_events
+from shoestring.control.controller import ControlConfig
+from shoestring.data.store import DurableLedger
+from shoestring.fleet.config import CheckpointConfig, FleetConfig, ServersConfig
+from shoestring.fleet.launch import Launch
+from shoestring.fleet.local import run_local
+from shoestring.fleet.names import is_server
+from shoestring.fleet.supervisor import Interrupts
+from shoestring.train.config import TrainConfig
+from shoestring.train.runs import JobConfig
+from shoestring.train.schedules import ScheduleConfig
+from tests.train.fleets import final_state, make_launch, run
+from tests.train.test_counting_under_kills import ChaosHost, run_under
+
+STEADY = ScheduleConfig(kind="constant", warmup=0.0)
+
+
+def counting(root: Path, samples: int, workers: int, servers: int, **more: Any) -> Launch:
+    train = TrainConfig(clip_norm=0.0, micro_batch=4, schedule=STEADY)
+    return make_launch(
+        root, "counting", {"samples": samples}, samples, workers=workers, servers=servers, train=train, **more
+    )
+
+
+def counts_of(launch: Launch, samples: int) -> torch.Tensor:
+    state, _ = final_state(launch, "counting", {"samples": samples})
+    return next(state.model.parameters()).detach()
+
+
+@pytest.mark.parametrize("staleness", [0, 2, -1])
+@pytest.mark.parametrize(("workers", "servers"), [(1, 1), (3, 2)])
+def test_each_sample_counts_once(tmp_path: Path, workers: int, servers: int, staleness: int) -> None:
+    launch = counting(tmp_path, 500, workers, servers, batch=30, staleness=staleness)
+    assert run(launch).status == "finished"
+    assert torch.equal(counts_of(launch, 500), torch.ones(500))
+    log = read_events(tmp_path / "events.jsonl")
+    steps = log.of("step")
+    assert sum(w["samples"] for step in steps for w in step["workers"].values()) == 500
+    if staleness == 0:
+        assert len(steps) == 17
+
+
+@pytest.mark.parametrize("servers", [1, 3])
+def test_bulk_synchronous_servers_give_the_update_of_one_process(tmp_path: Path, servers: int) -> None:
+    """Clipping, AdamW, statistics in a buffer, uneven parts."""
+    states = []
+    shares = {"w0": 0.55, "w1": 0.33, "w2": 0.12}
+    for name, workers, count in (("one", 1, 0), ("served", 3, servers)):
+        train = TrainConfig(seed=3, micro_batch=9, clip_norm=1.0, schedule=STEADY)
+        launch = make_launch(
+            tmp_path / name, "regression", {"samples": 4096}, 4096, workers=workers, batch=50, steps=50,
+            shares=shares if workers > 1 else None, train=train, servers=count,
+        )  # fmt: skip
+        assert run(launch).status == "finished"
+        states.append(final_state(launch, "regression", {"samples": 4096})[0])
+        steps = read_events(launch.run_dir / "events.jsonl").of("step")
+        assert len(steps) == 50 and all(step["counts"]["tokens"] == 50 for step in steps)
+    assert {w: r["samples"] for w, r in steps[-1]["workers"].items()} == {"w0": 28, "w1": 16, "w2": 6}
+    one, served = (torch.cat([p.detach().reshape(-1) for p in s.model.state_dict().values()]) for s in states)
+    assert torch.linalg.vector_norm(one - served) / torch.linalg.vector_norm(one) < 1e-6
+
+
+def test_bounded_staleness_is_bounded(tmp_path: Path) -> None:
+    """Worker w1 gets the slow samples; the others go no further ahead of it than they may."""
+    launch = make_launch(
+        tmp_path, "winding", {"samples": 240}, 240, workers=3, servers=1, staleness=2, batch=30,
+        train=TrainConfig(clip_norm=0.0, micro_batch=2, schedule=STEADY),
+    )  # fmt: skip
+    assert run(launch).status == "finished"
+    clocks: Counter[str] = Counter({"w0": 0, "w1": 0, "w2": 0})
+    ahead = []
+    for step in read_events(tmp_path / "events.jsonl").of("step"):
+        clocks.update(list(step["workers"]))
+        ahead.append(max(clocks.values()) - min(clocks.values()))
+    assert max(ahead) <= 3, "an order may be given to who is two ahead, and makes it three"
+
+
+def test_bad_samples_are_named_and_the_rest_counts(tmp_path: Path) -> None:
+    settings = {"samples": 300, "poison": [7, 123]}
+    train = TrainConfig(clip_norm=0.0, schedule=STEADY)
+    launch = make_launch(
+        tmp_path, "counting", settings, 300, batch=32, train=train, workers=2, servers=2, staleness=-1
+    )
+    assert run(launch).status == "finished"
+    expected = torch.ones(300)
+    expected[[7, 123]] = 0.0
+    assert torch.equal(counts_of(launch, 300), expected)
+    with DurableLedger.open(f"sqlite:///{tmp_path / 'ledger.db'}", launch.ledger) as ledger:
+        assert len(ledger.dead_letters()) == 2
+
+
+def test_a_pass_that_does_not_fit_is_done_again_smaller(tmp_path: Path) -> None:
+    settings = {"samples": 400, "sample_bytes": 1 << 27, "room_bytes": 1 << 30}
+    train = TrainConfig(clip_norm=0.0, micro_batch=16, schedule=STEADY)
+    launch = make_launch(
+        tmp_path, "hungry", settings, 400, batch=32, train=train, workers=2, servers=1, staleness=-1
+    )
+    assert run(launch).status == "finished"
+    assert torch.equal(counts_of(launch, 400), torch.ones(400))
+    assert [e for e in read_events(tmp_path / "events.jsonl").of("decision") if e["action"] == "limit_pass"]
+
+
+def test_an_interrupted_run_goes_on(tmp_path: Path) -> None:
+    launch = counting(tmp_path, 2000, 2, 2, batch=10, staleness=-1)
+    with Interrupts() as interrupts:
+        def stop(status: Any) -> None:
+            if status.step > 20:
+                interrupts.count = 1
+
+        outcome = run_local(launch, SystemClock(), stop, interrupts)
+    assert outcome.status == "interrupted"
+    assert 0 < float(counts_of(launch, 2000).sum()) < 2000
+    assert run(launch).status == "finished"
+    assert torch.equal(counts_of(launch, 2000), torch.ones(2000))
+
+
+def test_a_checkpoint_of_two_servers_goes_on_with_three_or_with_none(tmp_path: Path) -> None:
+    first = counting(tmp_path / "a", 600, 2, 2, batch=20, steps=10)
+    assert run(first).status == "finished"
+    for servers in (3, 0):
+        shutil.copytree(tmp_path / "a", tmp_path / str(servers))
+        launch = counting(tmp_path / str(servers), 600, 2, servers, batch=20)
+        assert run(launch).status == "finished"
+        assert torch.equal(counts_of(launch, 600), torch.ones(600))
+
+
+class ServerHarm(ChaosHost):
+    """Kills servers, workers, the coordinator, or all."""
+
+    def _kill_something(self) -> None:
+        alive = sorted(self.alive())
+        kind = self._random.choice(["server", "worker", "coordinator", "all"])
+        if kind == "coordinator" and self.coordinator_pid:
+            self.kill_coordinator()
+        elif kind == "all":
+            for name, incarnation in alive:
+                self.kill(name, incarnation)
+        else:
+            those = [one for one in alive if is_server(one[0]) == (kind == "server")]
+            if not those:
+                return
+            self.kill(*self._random.choice(those))
+        self.killed.append(kind)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("staleness", [0, 1, -1])
+@pytest.mark.parametrize("seed", range(4))
+def test_each_sample_once_under_kills(tmp_path: Path, seed: int, staleness: int) -> None:
+    launch = counting(
+        tmp_path, 3000, 3, 2, batch=10, staleness=staleness,
+        checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed),
+        members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05},
+    )  # fmt: skip
+    host = run_under(launch, seed, ServerHarm)
+    counts = counts_of(launch, 3000)
+    wrong = (counts != 1).nonzero().flatten().tolist()
+    assert not wrong, f"{len(wrong)} samples are wrong, e.g. {counts[wrong[0]]}; killed {host.killed}"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("seed", range(3))
+def test_never_above_one_where_a_sample_may_be_used_once_at_most(tmp_path: Path, seed: int) -> None:
+    launch = counting(
+        tmp_path, 3000, 3, 2, batch=10, staleness=-1, delivery="at_most_once",
+        checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed),
+        members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05},
+    )  # fmt: skip
+    run_under(launch, seed, ServerHarm)
+    assert set(counts_of(launch, 3000).tolist()) <= {0.0, 1.0}
+
+
+def test_what_does_not_go_together_is_refused_with_what_does() -> None:
+    served, servers = TrainConfig(sync="servers"), ServersConfig(count=2)
+    backup = ControlConfig(policy="backup")
+    for settings, hint in (
+        ({"train": served}, "fleet.servers.count"),
+        ({"fleet": FleetConfig(servers=servers)}, "train.sync=servers"),
+        ({"train": served, "fleet": FleetConfig(servers=servers, control=backup)}, "staleness=-1"),
+        ({"train": served, "fleet": FleetConfig(servers=servers, transport="inprocess")}, "transport"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            JobConfig(job="pretrain", **settings)
+        assert hint in refused.value.todo
+    assert JobConfig(job="pretrain", train=served, fleet=FleetConfig(servers=servers))
