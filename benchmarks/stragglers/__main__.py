@@ -194,7 +194,8 @@ def figures_of(runs: Runs) -> dict[str, Any]:
         ):  # fmt: skip
             found[f"{name}{key}"] = _ratio(runs, case, other, "nd")
             found[f"nd_backup_{name}{key}"] = _ratio(runs, case, other, "nd-backup")
-    for case, key in (("slow link and random", ""), ("slow link and fixed", "_fixed"), ("slow link", "_even")):
+    linked = {"slow link and random": "", "slow link and fixed": "_fixed", "slow link": "_even"}
+    for case, key in linked.items():
         found[f"edit_vs_sync{key}"] = _ratio(runs, case, "none", "edit")
         found[f"edit_vs_nd{key}"] = _ratio(runs, case, "nd", "edit")
         found[f"edit_loss{key}"] = _loss_gap(runs, case)

@@ -24,6 +24,7 @@ class Guest:
 
     Attributes:
         order: the one given last, whose push is in no update yet; None: none is open.
+        given: whether it has been asked for; from then on it stays as it is.
         lease_id: of its samples.
         report: of it, once its push is with all servers.
         pushed: its newest push that is in an update (-1: none).
@@ -32,6 +33,7 @@ class Guest:
     """
 
     order: Order | None = None
+    given: bool = False
     lease_id: int = -1
     samples: int = 0
     report: StepReport | None = None

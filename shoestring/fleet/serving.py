@@ -126,9 +126,10 @@ class Serving(Stepper):
             self._plan_next(now, round_, request.worker, kept)
         if guest.order is None:
             return m.Wait(RETRY_S)
-        new = tuple(update for update in kept.updates if update.number > guest.told)
-        guest.told = kept.confirmed
-        guest.order = _with(guest.order, (*guest.order.updates, *new))
+        if not guest.given:
+            # Once and for all: a repeated or late request must not take news that the worker never gets.
+            new = tuple(update for update in kept.updates if update.number > guest.told)
+            guest.order, guest.told, guest.given = _with(guest.order, new), kept.confirmed, True
         return guest.order
 
     def _plan_next(self, now: float, round_: RoundState, worker: str, kept: Persisted) -> None:
@@ -158,7 +159,7 @@ class Serving(Stepper):
         lease = self._ledger.lease(now, worker, count, tag=kept.pushes) if count else None
         if lease is None:
             return
-        guest.lease_id, guest.report = lease.lease_id, None
+        guest.lease_id, guest.report, guest.given = lease.lease_id, None, False
         guest.samples = sum(stop - start for start, stop in lease.ranges)
         guest.order = self._steering.order(kept.pushes, worker, tuple(lease.ranges), parts, share)
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from shoestring.base.clock import SystemClock
 from shoestring.base.errors import SampleError
 from shoestring.train.task import BaseTask, LossOut, SampleIds, StepContext
 
@@ -121,6 +122,31 @@ class DyingTask(CountingTask):
 
     def absorb(self, model: nn.Module, stats: dict[str, Tensor]) -> None:
         self.pass_by("absorb")
+
+
+class LaggardTask(CountingTask):
+    """The first process that makes an optimizer takes its time for each update."""
+
+    work_s = 0.05
+
+    def __init__(self, samples: int, marks: str) -> None:
+        super().__init__(samples)
+        self._mark = Path(marks) / "laggard"
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        made = super().optimizer(model)
+        try:
+            self._mark.touch(exist_ok=False)
+        except FileExistsError:
+            return made
+        made.register_step_pre_hook(lambda *_: self._work())
+        return made
+
+    def _work(self) -> None:
+        clock = SystemClock()
+        until_s, block = clock.now() + self.work_s, torch.ones(64, 64)
+        while clock.now() < until_s:
+            block = (block @ block).tanh()
 
 
 class HungryTask(CountingTask):
@@ -287,6 +313,11 @@ def winding(settings: dict[str, Any], run_dir: Path) -> WindingTask:
 def dying(settings: dict[str, Any], run_dir: Path) -> DyingTask:
     """Maker for workers."""
     return DyingTask(**settings)
+
+
+def laggard(settings: dict[str, Any], run_dir: Path) -> LaggardTask:
+    """Maker for servers."""
+    return LaggardTask(settings["samples"], settings["marks"])
 
 
 def hungry(settings: dict[str, Any], run_dir: Path) -> HungryTask:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,13 @@ from shoestring.base.clock import SystemClock
 from shoestring.base.errors import ConfigError
 from shoestring.base.record import read_events
 from shoestring.control.controller import ControlConfig
+from shoestring.control.decisions import PolicyOptions
 from shoestring.data.store import DurableLedger
 from shoestring.fleet.config import CheckpointConfig, FleetConfig, ServersConfig
 from shoestring.fleet.launch import Launch
-from shoestring.fleet.local import run_local
+from shoestring.fleet.local import LocalHost, run_local
 from shoestring.fleet.names import is_server
-from shoestring.fleet.supervisor import Interrupts
+from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.train.config import TrainConfig
 from shoestring.train.runs import JobConfig
 from shoestring.train.schedules import ScheduleConfig
@@ -136,6 +139,50 @@ def test_a_checkpoint_of_two_servers_goes_on_with_three_or_with_none(tmp_path: P
         launch = counting(tmp_path / str(servers), 600, 2, servers, batch=20)
         assert run(launch).status == "finished"
         assert torch.equal(counts_of(launch, 600), torch.ones(600))
+
+
+def test_a_slow_server_is_restarted_and_nothing_of_the_model_is_lost(tmp_path: Path) -> None:
+    """Its shard is saved before it goes: the new one begins where the old one stopped."""
+    control = ControlConfig(
+        policy="nd", interval_s=0.2, short_window_s=1.0, long_window_s=4.0,
+        options=PolicyOptions(restart_cost_s=0.1),
+    )  # fmt: skip
+    launch = make_launch(
+        tmp_path, "laggard", {"samples": 2000, "marks": str(tmp_path)}, 2000, workers=2, servers=2, batch=10,
+        staleness=-1, control=control, train=TrainConfig(clip_norm=0.0, micro_batch=4, schedule=STEADY),
+    )  # fmt: skip
+    assert run(launch).status == "finished"
+    assert torch.equal(counts_of(launch, 2000), torch.ones(2000))
+    log = read_events(tmp_path / "events.jsonl")
+    restarts = [event for event in log.of("decision") if "kill_restart" in event["action"]]
+    assert len(restarts) == 1 and restarts[0]["reason"].startswith("s")
+    assert not log.of("fault")
+    saved, rounds = log.of("checkpoint"), log.of("round")
+    assert len(rounds) == 2 and rounds[1]["step"] == saved[0]["step"] > 0
+    numbers = [event["step"] for event in log.of("step")]
+    assert numbers == sorted(set(numbers)), "an update was made again"
+
+
+@pytest.mark.parametrize("name", ["s0", "w0"])
+def test_a_process_that_is_told_to_go_hands_over_first(tmp_path: Path, name: str) -> None:
+    launch = counting(tmp_path, 4000, 2, 2, batch=10, staleness=-1)
+    clock, told = SystemClock(), []
+    host = LocalHost(launch, clock)
+
+    def watch(status: Any) -> None:
+        if status.step > 20 and not told:
+            told.append(host.worker_pid(name))
+            os.kill(told[0], signal.SIGTERM)
+
+    with Interrupts() as interrupts:
+        outcome = Supervisor(launch.fleet.members, host, clock, watch, interrupts).run()
+    assert outcome.status == "finished" and told
+    assert torch.equal(counts_of(launch, 4000), torch.ones(4000))
+    log = read_events(tmp_path / "events.jsonl")
+    assert [e["worker"] for e in log.of("decision") if e["action"] == "drain"] == [name]
+    assert not log.of("fault") and len(log.of("round")) == (2 if name == "s0" else 1)
+    numbers = [event["step"] for event in log.of("step")]
+    assert numbers == sorted(set(numbers)), "an update was made again"
 
 
 class ServerHarm(ChaosHost):
