@@ -218,6 +218,42 @@ class RegressionTask(BaseTask):
             return {"squared_error": float((model(self._x - model.mean) - self._y).square().sum(1).mean())}
 
 
+class ClickTask(BaseTask):
+    """A small recommender: two tables (one of them with padding, used twice in a pass), a dense part."""
+
+    samples = 3000
+    users, items = 101, 57
+
+    def __init__(self, sparse: bool, optimizer: str = "Adagrad") -> None:
+        self._sparse = sparse
+        self._optimizer = optimizer
+
+    def build(self, device: torch.device) -> nn.Module:
+        model = nn.Module()
+        model.users = nn.Embedding(self.users, 8, sparse=self._sparse)
+        model.items = nn.Embedding(self.items, 8, padding_idx=0, sparse=self._sparse)
+        model.dense = nn.Sequential(nn.Linear(24, 16), nn.Tanh(), nn.Linear(16, 1))
+        return model
+
+    def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        made: torch.optim.Optimizer = getattr(torch.optim, self._optimizer)(model.parameters(), lr=0.1)
+        return made
+
+    def load(self, ids: SampleIds) -> Any:
+        rng = [np.random.default_rng(int(i)) for i in ids]
+        users = torch.tensor([r.integers(self.users) for r in rng])
+        items = torch.from_numpy(np.stack([r.integers(0, self.items, 2) for r in rng]))
+        clicked = (users % 7 == items.sum(1) % 7).float()
+        return users, items, clicked
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        users, items, clicked = batch
+        seen = [model.users(users), model.items(items[:, 0]), model.items(items[:, 1])]
+        logits = model.dense(torch.cat(seen, 1))[:, 0]
+        loss = nn.functional.binary_cross_entropy_with_logits(logits, clicked, reduction="sum")
+        return LossOut(loss, float(len(ids)))
+
+
 class SineMaml(BaseTask):
     """MAML (arXiv 1703.03400): a sample is a sine wave; inner steps on support, outer loss on query."""
 
@@ -328,6 +364,11 @@ def hungry(settings: dict[str, Any], run_dir: Path) -> HungryTask:
 def regression(settings: dict[str, Any], run_dir: Path) -> RegressionTask:
     """Maker for workers."""
     return RegressionTask(**settings)
+
+
+def click(settings: dict[str, Any], run_dir: Path) -> ClickTask:
+    """Maker for workers."""
+    return ClickTask(**settings)
 
 
 def sine(settings: dict[str, Any], run_dir: Path) -> SineMaml:

@@ -77,6 +77,53 @@ def test_bulk_synchronous_servers_give_the_update_of_one_process(tmp_path: Path,
     assert torch.linalg.vector_norm(one - served) / torch.linalg.vector_norm(one) < 1e-6
 
 
+@pytest.mark.parametrize("servers", [1, 3])
+def test_tables_on_servers_learn_as_they_would_in_one_process(tmp_path: Path, servers: int) -> None:
+    """Row by row on servers; dense in the one process, where rows without a gradient stay, too."""
+    states = []
+    for name, workers, count in (("one", 1, 0), ("served", 2, servers)):
+        train = TrainConfig(seed=5, micro_batch=9, clip_norm=0.05, schedule=STEADY)
+        launch = make_launch(
+            tmp_path / name, "click", {"sparse": count > 0}, 3000, workers=workers, batch=40, steps=40,
+            train=train, servers=count,
+        )  # fmt: skip
+        assert run(launch).status == "finished"
+        states.append(final_state(launch, "click", {"sparse": False})[0].tensors())
+    assert set(states[0]) == set(states[1])
+    for name, one in states[0].items():
+        assert torch.allclose(one, states[1][name], atol=1e-6), name
+    assert (states[0]["model.items.weight"][0] == 0).all(), "the padding row learns nothing"
+
+
+def test_tables_come_back_from_a_checkpoint_under_another_number_of_servers(tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    for root, steps in ((whole, 40), (tmp_path / "parts", 20)):
+        launch = make_launch(
+            root, "click", {"sparse": True}, 3000, workers=2, batch=40, steps=steps, servers=2,
+            train=TrainConfig(seed=5, micro_batch=9, schedule=STEADY),
+        )  # fmt: skip
+        assert run(launch).status == "finished"
+    more = make_launch(
+        tmp_path / "parts", "click", {"sparse": True}, 3000, workers=1, batch=40, steps=40, servers=3,
+        train=TrainConfig(seed=5, micro_batch=9, schedule=STEADY),
+    )  # fmt: skip
+    assert run(more).status == "finished"
+    one, other = (final_state(run_, "click", {"sparse": False})[0].tensors() for run_ in (launch, more))
+    once = final_state(make_launch(whole, "click", {"sparse": True}, 3000), "click", {"sparse": False})[0]
+    assert set(one) == set(other)
+    for name, value in once.tensors().items():
+        assert torch.allclose(value, other[name], atol=1e-6), name
+
+
+def test_an_optimizer_that_touches_all_rows_is_refused(tmp_path: Path) -> None:
+    launch = make_launch(
+        tmp_path, "click", {"sparse": True, "optimizer": "AdamW"}, 3000, workers=1, servers=1, steps=5
+    )
+    outcome = run(launch)
+    assert outcome.status == "failed" and "AdamW cannot update single rows" in outcome.error
+    assert "Adagrad" in outcome.error
+
+
 def test_bounded_staleness_is_bounded(tmp_path: Path) -> None:
     """Worker w1 gets the slow samples; the others go no further ahead of it than they may."""
     launch = make_launch(

@@ -20,7 +20,8 @@ class Hello(Ask, frozen=True):
 
 class Push(Ask, frozen=True):
     """A worker's gradient, summed over its samples; payload: of this server's pieces, in their order and
-    `dtype`; then the task's stats (float64).
+    `dtype`; then the task's stats (float64); then of each table ids (int64) and values (fp32) of `rows`
+    rows.
 
     `weight`: what its samples weigh together; `square`: squared norm of the worker's whole gradient; `used`:
     for each piece whether its parameter got a gradient. Answered by Done.
@@ -32,6 +33,7 @@ class Push(Ask, frozen=True):
     square: float
     used: bytes
     dtype: str
+    rows: tuple[int, ...] = ()
 
 
 class Pull(Ask, frozen=True):
@@ -39,6 +41,14 @@ class Pull(Ask, frozen=True):
 
     round_id: int
     updates: tuple[Update, ...]
+
+
+class Fetch(Ask, frozen=True):
+    """Rows of a table; payload: their ids (int64). Answered by Done, with their values."""
+
+    round_id: int
+    table: int
+    count: int
 
 
 class Square(Ask, frozen=True):
@@ -49,11 +59,12 @@ class Square(Ask, frozen=True):
 
 
 class Shard(Ask, frozen=True):
-    """The server's pieces as (parameter, first element, one past the last), and the buffers that come with
-    its parameters."""
+    """The server's pieces as (parameter, first element, one past the last), the buffers that come with its
+    parameters, and its rows of tables as (parameter, first row, one past the last)."""
 
     pieces: tuple[tuple[str, int, int], ...]
     buffers: tuple[str, ...]
+    tables: tuple[tuple[str, int, int], ...] = ()
 
 
 class Parameters(Ask, frozen=True):
@@ -78,7 +89,7 @@ class No(Ask, frozen=True):
     why: str
 
 
-Any = Hello | Push | Pull | Square | Shard | Parameters | Done | Value | No
+Any = Hello | Push | Pull | Fetch | Square | Shard | Parameters | Done | Value | No
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Any)
 

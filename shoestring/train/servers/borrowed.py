@@ -23,6 +23,7 @@ from shoestring.train.exchange import Sums
 from shoestring.train.servers import asks
 from shoestring.train.servers.packing import packed_bytes, unpack
 from shoestring.train.servers.server import answer, key_of
+from shoestring.train.servers.tables import BorrowedTables, split_rows, table_modules, take_out
 from shoestring.train.state import TrainState
 from shoestring.train.task import Task
 
@@ -42,6 +43,7 @@ class Parts:
         self, line: Line, shard: asks.Shard, places: dict[str, tuple[Flat, Entry]], buffers: dict[str, Tensor]
     ) -> None:
         self.line = line
+        self.rows = [(first, stop) for _, first, stop in shard.tables]
         self.names = [name for name, _, _ in shard.pieces]
         self._ranges = [
             (places[name][0], places[name][1].offset + start, places[name][1].offset + stop)
@@ -81,6 +83,9 @@ class Borrowed:
         self._servers: list[Parts] = []
         self._round_id = -1
         self.state = TrainState(task, device, config.seed, updated=False)
+        modules = table_modules(self.state.model)
+        take_out(modules, self.state.inner)
+        self._tables = BorrowedTables(modules, device, self._fetch)
         self.state.lay_out(parse_strategy("NNN"), Alone(), config.sharding.dtype, "as_is")
 
     def enter(self, group: Group, round_: m.Round) -> None:
@@ -113,6 +118,7 @@ class Borrowed:
         Raises:
             PeerLostError: a server is gone.
         """
+        self._tables.forget()
         ask = asks.encode(asks.Pull(self._round_id, order.updates))
         for server in self._servers:
             server.line.send(ask)
@@ -129,7 +135,9 @@ class Borrowed:
         optimizer = self.state.sharded
         sums.exchange(ALONE, optimizer)
         weight = sums.weight if self._task.reduction == "mean" else 1.0
+        rows = self._tables.gradients()
         used, square = optimizer.engine.gradients.used, float(optimizer.facts()[0])
+        square += sum(one.square for one in rows)
         if not math.isfinite(square):
             sums.give(optimizer, 0.0)  # names them
             raise GradientError("the norm of the gradient is not finite", "lower the learning rate")
@@ -138,11 +146,32 @@ class Borrowed:
         stats = torch.cat([nothing, *(one.reshape(-1).cpu() for one in sums.stats().values())])
         for server in self._servers:
             flags = bytes(name in used for name in server.names)
-            push = asks.Push(self._round_id, order.step, sums.weight, square, flags, dtype)
+            own = split_rows(rows, server.rows)
+            counts = tuple(len(one.ids) for one in own)
+            push = asks.Push(self._round_id, order.step, sums.weight, square, flags, dtype, counts)
             gradient = server.gradient(optimizer.engine.summed, asks.DTYPES[dtype])
-            server.line.send(asks.encode(push), gradient, stats)
+            numbers = [part for one in own for part in (one.ids, one.values)]
+            server.line.send(asks.encode(push), gradient, stats, *numbers)
         for server in self._servers:
             answer(server.line, asks.Done)
         self.state.step = order.step
         optimizer.engine.clear_gradients()
         return math.sqrt(square) / max(weight, torch.finfo(torch.float32).tiny)
+
+    def _fetch(self, table: int, ids: Tensor) -> Tensor:
+        """Rows of a table, from the servers that hold them; int64 [n], ascending -> [n, dim]."""
+        asked = []
+        for server in self._servers:
+            first, stop = server.rows[table]
+            low, high = torch.searchsorted(ids, torch.tensor([first, stop])).tolist()
+            if high > low:
+                own = ids[low:high]
+                server.line.send(asks.encode(asks.Fetch(self._round_id, table, len(own))), own)
+                asked.append((server, low, high))
+        values = torch.empty(len(ids), self._tables.dims[table])
+        for server, low, high in asked:
+            answer(server.line, asks.Done)
+            server.line.receive_into(values[low:high])
+        if sum(high - low for _, low, high in asked) != len(ids):
+            raise IndexError(f"rows {ids.tolist()[:3]}... are not in {self._tables.names[table]}")
+        return values

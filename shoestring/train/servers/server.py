@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +27,7 @@ from shoestring.parallel.paro.optimizer import SharesWork
 from shoestring.train.config import TrainConfig
 from shoestring.train.servers import asks
 from shoestring.train.servers.shelf import Copy, Shelf
+from shoestring.train.servers.tables import Rows, ServedTable, table_modules, take_out
 from shoestring.train.state import TrainState
 from shoestring.train.task import Task
 
@@ -86,17 +89,17 @@ class Server:
         """Hold this rank's shard of the state that the round starts from."""
         fresh = round_.source_rank < 0
         if fresh or self._shelf is None:
-            state = self._new_state(round_)
+            state, tables = self._new_state(round_)
             if round_.checkpoint:
-                self._read(state, round_)
+                self._read(state, tables, round_)
             state.sharded.engine.publish()
             state.step = round_.step
-            self._shelf = Shelf(state, self._task, self._config, self._clock)
+            self._shelf = Shelf(state, tables, self._task, self._config, self._clock)
         self._shelf.state.round_id = round_.round_id
         self._shelf.begin(round_.round_id, fresh)
         return self._shelf
 
-    def _new_state(self, round_: m.Round) -> TrainState:
+    def _new_state(self, round_: m.Round) -> tuple[TrainState, list[ServedTable]]:
         if self._shelf is not None:
             self._shelf.state.let_go()  # the new one needs the room
             self._shelf = None
@@ -108,12 +111,26 @@ class Server:
                 "servers hold shards",
                 "set fleet.servers.count=1, or take an elementwise optimizer such as AdamW",
             )
+        tables = self._tables(state, place)
         state.lay_out(CUT, place, self._config.sharding.dtype, "as_is")
-        return state
+        return state, tables
 
-    def _read(self, state: TrainState, round_: m.Round) -> None:
+    def _tables(self, state: TrainState, place: Place) -> list[ServedTable]:
+        modules = table_modules(state.model)
+        wanted = take_out(modules, state.inner)
+        if any(whole.is_meta for whole, _ in wanted.values()):
+            bring = self._task.parallel_layout(state.model).initial
+            assert bring is not None  # or the model would have been built whole
+            wanted |= {name: (value, wanted[name][1]) for name, value in bring(state.model) if name in wanted}
+        return [
+            ServedTable(name, whole, options, type(state.inner), place.rank, place.layout.size, self._device)
+            for name, (whole, options) in wanted.items()
+        ]
+
+    def _read(self, state: TrainState, tables: list[ServedTable], round_: m.Round) -> None:
+        wanted = reduce(or_, [table.tensors() for table in tables], state.tensors())
         try:
-            tensorfiles.read(state.tensors(), Path(round_.checkpoint))
+            tensorfiles.read(wanted, Path(round_.checkpoint))
         except CheckpointError as error:
             self._seat.bad_checkpoint(round_.round_id, round_.checkpoint, error.what)
             raise RoundOver("the checkpoint cannot be restored") from error
@@ -216,6 +233,8 @@ def serve(line: Line, shelf: Shelf) -> None:
             if isinstance(ask, asks.Push):
                 _take(line, shelf, ask)
                 line.send(asks.encode(asks.Done()))
+            elif isinstance(ask, asks.Fetch):
+                line.send(asks.encode(asks.Done()), _fetch(line, shelf, ask))
             elif size_bytes:
                 raise PeerLostError(f"{size_bytes} bytes that nobody has asked for")
             elif isinstance(ask, asks.Pull):
@@ -227,7 +246,8 @@ def serve(line: Line, shelf: Shelf) -> None:
                 line.send(asks.encode(asks.Value(shelf.square(ask.update))))
             else:
                 pieces = tuple((piece.name, piece.start, piece.stop) for piece in shelf.pieces)
-                line.send(asks.encode(asks.Shard(pieces, tuple(shelf.buffers()))))
+                tables = tuple((table.name, table.first, table.stop) for table in shelf.tables)
+                line.send(asks.encode(asks.Shard(pieces, tuple(shelf.buffers()), tables)))
         except (PeerLostError, msgspec.DecodeError) as error:
             line.send(asks.encode(asks.No(str(error))))
             return
@@ -236,5 +256,15 @@ def serve(line: Line, shelf: Shelf) -> None:
 def _take(line: Line, shelf: Shelf, push: asks.Push) -> None:
     gradient = torch.empty(shelf.elements, dtype=asks.DTYPES[push.dtype])
     stats = torch.empty(shelf.stats_elements, dtype=torch.float64)
-    line.receive_into(gradient, stats)
-    shelf.take(push, gradient, stats)
+    rows = [
+        Rows(torch.empty(count, dtype=torch.int64), torch.empty(count, table.dim))
+        for count, table in zip(push.rows, shelf.tables, strict=True)
+    ]
+    line.receive_into(gradient, stats, *(part for one in rows for part in (one.ids, one.values)))
+    shelf.take(push, gradient, stats, rows)
+
+
+def _fetch(line: Line, shelf: Shelf, ask: asks.Fetch) -> torch.Tensor:
+    ids = torch.empty(ask.count, dtype=torch.int64)
+    line.receive_into(ids)
+    return shelf.rows(ask.round_id, ask.table, ids)

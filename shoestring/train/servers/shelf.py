@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from shoestring.train.config import TrainConfig
 from shoestring.train.schedules import factor
 from shoestring.train.servers.asks import Push
 from shoestring.train.servers.packing import pack
+from shoestring.train.servers.tables import Rows, ServedTable, merged
 from shoestring.train.state import TrainState
 from shoestring.train.task import Task
 
@@ -39,6 +42,7 @@ class Staged:
     push: Push
     gradient: Tensor
     stats: Tensor
+    rows: list[Rows]
 
 
 @dataclass
@@ -67,6 +71,7 @@ class Sum:
     weight: float
     used: list[bool]
     stats: Tensor
+    rows: list[Rows]
 
 
 class Shelf:
@@ -74,11 +79,23 @@ class Shelf:
 
     Args:
         state: laid out for this server's rank; its `step` is the newest update in it.
+        tables: this server's rows of them.
+
+    Attributes:
         others: asks the other servers.
+        error: why this process has to end.
     """
 
-    def __init__(self, state: TrainState, task: Task, config: TrainConfig, clock: Clock) -> None:
+    def __init__(
+        self,
+        state: TrainState,
+        tables: Sequence[ServedTable],
+        task: Task,
+        config: TrainConfig,
+        clock: Clock,
+    ) -> None:
         self.state = state
+        self.tables = tables
         self.others: Squares = lambda _: 0.0
         self._task = task
         self._config = config
@@ -130,16 +147,17 @@ class Shelf:
 
     # --- pushes ----------------------------------------------------------------------------------
 
-    def take(self, push: Push, gradient: Tensor, stats: Tensor) -> None:
+    def take(self, push: Push, gradient: Tensor, stats: Tensor, rows: list[Rows]) -> None:
         """Keep a push until its update comes; one that is here already changes nothing.
 
         Args:
             gradient: [elements], on the CPU.
+            rows: of each table.
         """
         with self._waiting:
             self.check(push.round_id)
             if push.number not in self._refused:
-                self._staged.setdefault(push.number, Staged(push, gradient, stats))
+                self._staged.setdefault(push.number, Staged(push, gradient, stats, rows))
 
     def square(self, update: Update) -> float:
         """Squared norm of this server's part of an update's summed gradient."""
@@ -161,12 +179,18 @@ class Shelf:
             total = total.clone()
         for part in parts[1:]:
             total += part.gradient
+        rows = [
+            merged([(part.rows[number].ids, part.rows[number].values) for part in parts], table.dim)
+            for number, table in enumerate(self.tables)
+        ]
+        square = float(torch.linalg.vector_norm(total).double().square())
         return Sum(
             total,
-            float(torch.linalg.vector_norm(total).double().square()),
+            square + sum(one.square for one in rows),
             math.fsum(part.push.weight for part in parts),
             [any(flags) for flags in zip(*(part.push.used for part in parts), strict=True)],
             torch.stack([part.stats for part in parts]).sum(0),
+            rows,
         )
 
     # --- updates ---------------------------------------------------------------------------------
@@ -216,10 +240,14 @@ class Shelf:
             self._work.updates += bool(update.pushes)
             self._work.seconds += self._clock.now() - began_s - waited_s
             if update.save:
-                own = {name: copy_of(tensor) for name, tensor in self.state.own_tensors().items()}
+                own = {name: copy_of(tensor) for name, tensor in self._own_tensors().items()}
                 self._to_save.append(Copy(update.number, update.save, own))
         if update.save:
             self._news.set()
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        tables = [table.own_tensors() for table in self.tables]
+        return reduce(or_, tables, self.state.own_tensors())
 
     @torch.no_grad()
     def _step(self, update: Update, total: Sum, square: float) -> None:
@@ -234,7 +262,8 @@ class Shelf:
             )
         if self._config.clip_norm and norm > self._config.clip_norm:
             scale *= self._config.clip_norm / norm
-        state.set_rate(update.lr_factor * factor(update.progress, self._config.schedule))
+        rate = update.lr_factor * factor(update.progress, self._config.schedule)
+        state.set_rate(rate)
         gradient = total.gradient.mul_(scale).to(optimizer.engine.device)
         at = 0
         for piece, used in zip(self.pieces, total.used, strict=True):
@@ -246,6 +275,9 @@ class Shelf:
         if isinstance(state.inner, SharesWork):
             state.inner.prepare(0, 1, lambda tensor: tensor)
         optimizer.apply()
+        for table, rows in zip(self.tables, total.rows, strict=True):
+            table.set_rate(rate)
+            table.update(rows, scale)
 
     def _absorb(self, stats: Tensor) -> None:
         found, at = {}, 0
@@ -264,6 +296,12 @@ class Shelf:
                 for piece in self.pieces
             ]
             return self.state.step, pack([*parts, *self.buffers().values()])
+
+    def rows(self, round_id: int, table: int, ids: Tensor) -> Tensor:
+        """Values of some rows, [n, dim]."""
+        with self._applying:
+            self.check(round_id)
+            return self.tables[table].rows(ids)
 
     def buffers(self) -> dict[str, Tensor]:
         """Those that go with the parameters: equal on all servers, the first one gives them."""
