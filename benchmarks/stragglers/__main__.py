@@ -11,6 +11,7 @@ import contextlib
 import json
 import math
 import statistics
+from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 from benchmarks.common import RESULTS, ROOT, commit, end_in_order, finish, table
 from benchmarks.lab import require
 from benchmarks.network.arms import PartError, child
+from benchmarks.stragglers import ddp
 from benchmarks.stragglers.kept import Kept
 from benchmarks.stragglers.places import CASES, FULL, SLOW, WORKERS
-from benchmarks.stragglers.run import BATCH, MICRO_BATCH, control
+from benchmarks.stragglers.run import ASYNCHRONOUS, BATCH, MICRO_BATCH, control
 from benchmarks.stragglers.simulated import calibrate, draw, month
 from shoestring.control.balance import Part, balance
 from shoestring.sim.conformance import measure as measure_policy
@@ -29,10 +31,11 @@ Plan = tuple[tuple[str, tuple[str, ...], int], ...]
 """Cases, the arms of each, the steps of a run."""
 KEPT = ROOT / ".bench" / "stragglers"
 KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit_vs_sync", "false_restarts")
+OURS_AND_PEERS = ("none", "nd", "nd-backup", "lb-bsp", "backup", "asp", "asp-apart", *ddp.KINDS)
 PLAN: Plan = (
-    ("persistent", ("none", "nd", "nd-backup", "lb-bsp", "backup", "ddp"), 60),
-    ("transient", ("none", "nd", "nd-backup", "lb-bsp", "backup", "ddp"), 60),
-    ("both", ("none", "nd", "nd-backup", "lb-bsp", "backup"), 60),
+    ("persistent", OURS_AND_PEERS, 60),
+    ("transient", OURS_AND_PEERS, 60),
+    ("both", ("none", "nd", "nd-backup", "lb-bsp", "backup", "asp"), 60),
     ("even", ("none", "nd"), 60),
     ("three speeds", ("none", "dd"), 60),
     ("turns slow", ("nd",), 150),
@@ -44,6 +47,8 @@ QUICK_PLAN: Plan = (("persistent", ("none", "nd"), 12),)
 SEEDS = 5
 MANY, DAYS = 1000, 30.0
 """Workers and days of the simulated month."""
+TARGET_LOSS = 0.5
+"""Nats, of the training loss: a fifth of what it is at first."""
 LATE = 0.5
 """Part of the steps at the end, over which a settled split is judged."""
 TIMEOUT_S = 500.0
@@ -59,7 +64,9 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"some of {', '.join(CASES)}")
     parser.add_argument("--arms", default="", help="some of the arms")
     parser.add_argument(
-        "--add", action="store_true", help="to the recorded runs of other cases, taken in the same settings"
+        "--add",
+        action="store_true",
+        help="to the recorded runs of other cases and arms, taken in the same settings",
     )
     options = parser.parse_args()
     require("ip", "tc")
@@ -82,8 +89,9 @@ def main() -> None:
         )
     )
     runs, failed = _measure(plan, seeds, None if options.quick else Kept(KEPT, setting))
-    taken = {case: f"{commit()[:7]}, {datetime.now(UTC):%Y-%m-%d}" for case in runs}
-    runs, taken = earlier.runs | runs, earlier.taken | taken
+    today = f"{commit()[:7]}, {datetime.now(UTC):%Y-%m-%d}"
+    taken = {f"{case}, {arm}": today for case, arms in runs.items() for arm in arms}
+    runs, taken = _joined(earlier.runs, runs), earlier.taken | taken
     _show(runs)
     quality = measure_policy("nd", seeds=5 if options.quick else 20)
     figures = dict.fromkeys(KEYS) | figures_of(runs) | {"false_restarts": quality.false_restarts}
@@ -137,7 +145,7 @@ def _lean(run: dict[str, Any]) -> dict[str, Any]:
     """Of workers keep only what figures are made of, rounded, by step: the record is kept in the
     repository."""
     steps = run.pop("workers") if "workers" in run else []
-    names = sorted(steps[0]) if steps else []
+    names = sorted({name for step in steps for name in step})
     for what, digits in (("samples", 0), ("compute_s", 4)):
         run[what + "_of"] = {
             name: [round(step[name][what], digits or None) if name in step else None for step in steps]
@@ -150,7 +158,7 @@ def _lean(run: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """Runs by case and arm, and when and of which commit each case was taken."""
+    """Runs by case and arm, and when and of which commit each arm of a case was taken."""
 
     runs: Runs
     taken: dict[str, str]
@@ -172,7 +180,21 @@ def _recorded(setting: dict[str, Any]) -> _Recorded:
     before = f"{record['commit'][:7]}, {record['when'][:10]}"
     runs: Runs = record["samples"]["runs"]
     known = record["samples"]["taken"] if "taken" in record["samples"] else {}
-    return _Recorded(runs, dict.fromkeys(runs, before) | known)
+    when = {
+        f"{case}, {arm}": known[case] if case in known else before
+        for case, arms in runs.items()
+        for arm in arms
+    }
+    return _Recorded(runs, when | {name: told for name, told in known.items() if name in when})
+
+
+def _joined(earlier: Runs, runs: Runs) -> Runs:
+    """Arms that were run now take the place of those that were run before."""
+    return earlier | {
+        case: (earlier[case] if case in earlier else {})
+        | {arm: found for arm, found in arms.items() if found}
+        for case, arms in runs.items()
+    }
 
 
 def _calibration(runs: Runs) -> dict[str, Any]:
@@ -180,7 +202,7 @@ def _calibration(runs: Runs) -> dict[str, Any]:
     arms = runs["persistent"] if "persistent" in runs else {}
     if "none" not in arms:
         return {"runs": {}, "error_median": None}
-    configs = {arm: control(arm, "persistent") for arm in arms if arm != "ddp"}
+    configs = {arm: control(arm, "persistent") for arm in arms if arm not in (*ddp.KINDS, *ASYNCHRONOUS)}
     return calibrate(arms, BATCH, configs)
 
 
@@ -191,14 +213,19 @@ def figures_of(runs: Runs) -> dict[str, Any]:
         key = "" if case == "persistent" else f"_{case}"
         for other, name in (
             ("none", "vs_static"), ("lb-bsp", "vs_lb_bsp"), ("backup", "vs_backup"), ("ddp", "vs_ddp"),
+            ("asp", "vs_asp"), ("asp-apart", "vs_asp_apart"), ("torchelastic", "vs_torchelastic"),
+            ("torchft", "vs_torchft"),
         ):  # fmt: skip
             found[f"{name}{key}"] = _ratio(runs, case, other, "nd")
             found[f"nd_backup_{name}{key}"] = _ratio(runs, case, other, "nd-backup")
+        for arm in ("nd", "nd-backup", "asp", "ddp"):
+            found[f"{arm.replace('-', '_')}_to_loss_vs_static{key}"] = _to_loss_ratio(runs, case, arm)
+            found[f"{arm.replace('-', '_')}_loss{key}"] = _loss_gap(runs, case, arm)
     linked = {"slow link and random": "", "slow link and fixed": "_fixed", "slow link": "_even"}
     for case, key in linked.items():
         found[f"edit_vs_sync{key}"] = _ratio(runs, case, "none", "edit")
         found[f"edit_vs_nd{key}"] = _ratio(runs, case, "nd", "edit")
-        found[f"edit_loss{key}"] = _loss_gap(runs, case)
+        found[f"edit_loss{key}"] = _loss_gap(runs, case, "edit")
     even = _ratio(runs, "even", "nd", "none")
     found["overhead"] = round(even - 1.0, 4) if even is not None else None
     found["dd_vs_static"] = _ratio(runs, "three speeds", "none", "dd")
@@ -221,12 +248,37 @@ def _ratio(runs: Runs, case: str, over: str, under: str) -> float | None:
     return round(statistics.median(times[0][s] / times[1][s] for s in both), 3) if both else None
 
 
-def _loss_gap(runs: Runs, case: str) -> float | None:
-    """Median over seeds of held-out loss after local steps less that after exchanges in each step, for the
-    same number of samples, nats."""
-    if case not in runs or not {"none", "edit"} <= set(runs[case]):
+def _to_loss_ratio(runs: Runs, case: str, arm: str) -> float | None:
+    """Median over seeds of the static arm's time to the target loss over this one's."""
+    if case not in runs or not {"none", arm} <= set(runs[case]):
         return None
-    losses = [{run["seed"]: run["held_out"] for run in runs[case][arm]} for arm in ("edit", "none")]
+    times = [{run["seed"]: seconds_to_loss(run) for run in runs[case][one]} for one in ("none", arm)]
+    both = sorted(set(times[0]) & set(times[1]))
+    return round(statistics.median(times[0][s] / times[1][s] for s in both), 3) if both else None
+
+
+def seconds_to_loss(run: dict[str, Any], target: float = TARGET_LOSS) -> float:
+    """Seconds until the mean training loss over the newest batch of samples is at the target; nan: never."""
+    parts = run["samples_of"] if "samples_of" in run else {}
+    counts = [sum(n or 0 for n in step) for step in zip(*parts.values(), strict=True)]
+    counts = counts or [run["samples"] // len(run["losses"])] * len(run["losses"])
+    newest: deque[tuple[float, int]] = deque()
+    for loss, count, end_s in zip(run["losses"], counts, run["ends_s"], strict=True):
+        newest.append((loss, count))
+        while sum(n for _, n in newest) - newest[0][1] >= BATCH:
+            newest.popleft()
+        total = sum(n for _, n in newest)
+        if total >= BATCH and sum(x * n for x, n in newest) / total <= target:
+            return float(end_s)
+    return math.nan
+
+
+def _loss_gap(runs: Runs, case: str, arm: str) -> float | None:
+    """Median over seeds of an arm's held-out loss less that of the static one, for the same number of
+    samples, nats."""
+    if case not in runs or not {"none", arm} <= set(runs[case]):
+        return None
+    losses = [{run["seed"]: run["held_out"] for run in runs[case][one]} for one in (arm, "none")]
     both = sorted(set(losses[0]) & set(losses[1]))
     return round(statistics.median(losses[0][s] - losses[1][s] for s in both), 4) if both else None
 

@@ -18,9 +18,10 @@ from shoestring.cluster.strategies import parse_strategy
 from shoestring.control.controller import ControlConfig
 from shoestring.data.ledger import LedgerSpec
 from shoestring.fleet import messages as m
-from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig
+from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig, ServersConfig
 from shoestring.fleet.launch import Launch
 from shoestring.fleet.local import LocalHost
+from shoestring.fleet.names import is_server
 from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.parallel import tensorfiles
 from shoestring.parallel.paro import Alone
@@ -47,7 +48,10 @@ class QuotaHost(LocalHost):
         self.began_s: float | None = None
 
     def spawn(self, name: str, incarnation: int) -> None:
-        """Start a worker, then move it."""
+        """Start a worker, then move it. Servers stay outside of the places, as in clusters that have some."""
+        if is_server(name):
+            super().spawn(name, incarnation)
+            return
         if incarnation > 1 and self._spare:
             self._place[name] = self._spare.pop(0)
         super().spawn(name, incarnation)
@@ -70,6 +74,7 @@ class How:
     control: ControlConfig
     pace: dict[str, Any]
     train: dict[str, Any]
+    servers: ServersConfig
 
 
 def run(
@@ -129,6 +134,7 @@ def _launch(
         pace=PaceConfig(batch=batch, **how.pace),
         checkpoint=CheckpointConfig(every_s=0.0),
         control=how.control,
+        servers=how.servers,
     )
     train = TrainConfig(
         seed=seed, micro_batch=micro_batch, threads=1, schedule=ScheduleConfig(kind="constant", warmup=0.0),
