@@ -1,5 +1,5 @@
-"""PyTorch's own data-parallel training under the same quotas, as its users run it: DistributedDataParallel and
-a DistributedSampler, alone, under torchelastic's agent, or under torchft.
+"""PyTorch's own data-parallel training under the same quotas, as its users run it: DistributedDataParallel
+and a DistributedSampler, alone, under torchelastic's agent, or under torchft.
 
 As a program it is one rank: it imports, writes its process id into a folder when it is ready, and begins once
 its parent has moved it into its place's cgroup and says so.

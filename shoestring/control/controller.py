@@ -52,6 +52,7 @@ class ControlConfig(Config):
         interval_s: between decisions.
         short_window_s, long_window_s: lengths of the monitor's windows.
         options: what policies go by.
+        whole_state: as in ControlState; a run fills it in from its plan.
     """
 
     policy: str = "nd"
@@ -59,6 +60,7 @@ class ControlConfig(Config):
     short_window_s: float = Field(default=15.0, gt=0.0)
     long_window_s: float = Field(default=300.0, gt=0.0)
     options: PolicyOptions = PolicyOptions()
+    whole_state: bool = True
 
 
 @dataclass(frozen=True)
@@ -256,6 +258,7 @@ class Controller:
             restart_s=facts.restart_s,
             remaining_s=facts.remaining_s,
             room=facts.room,
+            whole_state=self._config.whole_state,
         )
 
     def limit(self, worker: str, samples: int) -> None:
@@ -339,6 +342,8 @@ def _wrong(action: object, state: ControlState) -> str:
         if not (math.isfinite(action.factor) and action.factor > 0):
             return "a learning rate that makes no sense"
     elif isinstance(action, UseBackups):
+        if action.count and not state.whole_state:
+            return "backup workers where no worker holds all of the state, so that a step needs each of them"
         if not (0 <= action.count < len(members) and 0 <= action.grace_share < math.inf):
             return f"{action.count} backups of {len(members)} workers, with a grace of {action.grace_share:g}"
     elif isinstance(action, (Restart, RemoveWorker)):

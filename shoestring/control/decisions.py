@@ -115,6 +115,7 @@ class ControlState:
         restart_s: seconds of the whole fleet's work that a restart has cost so far; 0: none yet.
         remaining_s: until the end of the run at its present speed; inf where nothing is known.
         room: how many workers may be added.
+        whole_state: whether each worker holds all of the state; if not, a step needs all of them.
     """
 
     workers: Mapping[str, WorkerView]
@@ -128,6 +129,7 @@ class ControlState:
     restart_s: float = 0.0
     remaining_s: float = math.inf
     room: int = 0
+    whole_state: bool = True
 
 
 @dataclass(frozen=True)

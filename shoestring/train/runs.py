@@ -280,7 +280,10 @@ def _train(
     config: JobConfig, prepared: Prepared, run_dir: Path, clock: Clock, view: View, interrupts: Interrupts
 ) -> Outcome:
     members = config.fleet.members.model_copy(update={"workers": prepared.plan.workers})
-    fleet = config.fleet.model_copy(update={"members": members})
+    sharding = sharding_of(prepared.plan)
+    whole = sharding.strategy == PLAIN and config.train.sync == "each_step"
+    control = config.fleet.control.model_copy(update={"whole_state": whole})
+    fleet = config.fleet.model_copy(update={"members": members, "control": control})
     ledger = LedgerSpec(
         samples=prepared.samples,
         epochs=config.epochs,
@@ -296,7 +299,7 @@ def _train(
     payload = TrainPayload(
         prepared.maker,
         prepared.settings,
-        config.train.model_copy(update={"sharding": sharding_of(prepared.plan)}).model_dump(),
+        config.train.model_copy(update={"sharding": sharding}).model_dump(),
         {
             "samples": ledger.samples,
             "epochs": ledger.epochs,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from shoestring.control.decisions import (
     PolicyOptions,
     RemoveWorker,
     Restart,
+    UseBackups,
     in_record,
 )
 from shoestring.control.monitor import Monitor
@@ -196,6 +198,16 @@ def test_a_policy_of_the_users_is_a_function_in_a_module(
 def test_what_cannot_be_is_refused(action: Action, said: str) -> None:
     fleet = state({"w0": seen(1.0), "w1": seen(1.0)}, room=1)
     assert said in wrong(Decision((action,), ""), fleet)
+
+
+def test_backup_workers_are_refused_where_a_step_needs_all() -> None:
+    decision = Decision((UseBackups(1, 0.2),), "")
+    whole = state({"w0": seen(30.0), "w1": seen(10.0)})
+    assert not wrong(decision, whole)
+    assert "no worker holds all" in wrong(decision, replace(whole, whole_state=False))
+    assert not wrong(Decision((UseBackups(0, 0.0),), ""), replace(whole, whole_state=False))
+    maker = Controller(ControlConfig(whole_state=False), Monitor(15.0, 300.0))
+    assert not maker.state(0.0, FACTS).whole_state
 
 
 def test_the_last_worker_is_not_removed() -> None:

@@ -218,6 +218,19 @@ class RegressionTask(BaseTask):
             return {"squared_error": float((model(self._x - model.mean) - self._y).square().sum(1).mean())}
 
 
+class TellingTask(RegressionTask):
+    """Says which samples each pass uses. Those of the upper half take their time: who has them is late."""
+
+    work = 60
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        print("pass", context.step, *ids, flush=True)
+        block = torch.ones(64, 64)
+        for _ in range(self.work * int((ids >= self.samples // 2).sum())):
+            block = (block @ block).tanh()
+        return super().loss(model, batch, ids, context)
+
+
 class ClickTask(BaseTask):
     """A small recommender: two tables (one of them with padding, used twice in a pass), a dense part."""
 
@@ -364,6 +377,11 @@ def hungry(settings: dict[str, Any], run_dir: Path) -> HungryTask:
 def regression(settings: dict[str, Any], run_dir: Path) -> RegressionTask:
     """Maker for workers."""
     return RegressionTask(**settings)
+
+
+def telling(settings: dict[str, Any], run_dir: Path) -> TellingTask:
+    """Maker for workers."""
+    return TellingTask(**settings)
 
 
 def click(settings: dict[str, Any], run_dir: Path) -> ClickTask:

@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,7 +21,10 @@ from shoestring.fleet.local import LocalHost
 from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.train.config import ShardingConfig, TrainConfig
 from shoestring.train.schedules import ScheduleConfig
+from shoestring.train.state import TrainState
+from shoestring.train.task import StepContext
 from tests.train.fleets import final_state, make_launch, run, steps_told
+from tests.train.tasks import RegressionTask
 
 STEADY = ScheduleConfig(kind="constant", warmup=0.0)
 CUT = ShardingConfig(strategy="GGG")
@@ -156,6 +160,44 @@ def test_the_samples_of_a_late_worker_count_once_all_the_same(tmp_path: Path) ->
     log = read_events(launch.run_dir / "events.jsonl")
     back = [w["gave_back"] for step in log.of("step") for w in step["workers"].values() if "gave_back" in w]
     assert len(back) > 3 and not log.of("fault")
+
+
+@pytest.mark.faults
+def test_a_step_without_its_late_part_is_the_update_by_the_samples_that_are_in_it(tmp_path: Path) -> None:
+    """Replayed in one process, by what the workers' logs and the record say of each step."""
+    settings = {"samples": 600}
+    launch = make_launch(
+        tmp_path, "telling", settings, 600, workers=2, batch=32, steps=12,
+        train=TrainConfig(seed=3, clip_norm=1.0, micro_batch=4, schedule=STEADY),
+        control=ControlConfig(policy="backup", interval_s=0.0, options=PolicyOptions(grace_share=0.0)),
+    )  # fmt: skip
+    assert run(launch).status == "finished"
+    steps = read_events(launch.run_dir / "events.jsonl").of("step")
+    assert any("gave_back" in w for step in steps for w in step["workers"].values()), "nobody was late"
+    passes: dict[tuple[str, int], list[int]] = {}
+    for name in ("w0", "w1"):
+        for line in (launch.run_dir / "logs" / f"{name}.log").read_text().splitlines():
+            if line.startswith("pass "):
+                step, *ids = map(int, line.split()[1:])
+                passes.setdefault((name, step), []).extend(ids)
+    task = RegressionTask(**settings)
+    state = TrainState(task, torch.device("cpu"), 3)
+    for step in steps:
+        used = [
+            sample
+            for name, told in step["workers"].items()
+            for sample in passes.get((name, step["step"]), [])[: told["samples"]]
+        ]
+        ids = np.array(used, dtype=np.int64)
+        out = task.loss(state.model, task.load(ids), ids, StepContext(step["step"], 0.0, 3))
+        state.inner.zero_grad()
+        (out.loss_sum / out.weight).backward()
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), 1.0)
+        task.absorb(state.model, out.stats)
+        state.inner.step()
+    replayed = state.model.state_dict()
+    for name, value in final_state(launch, "telling", settings)[0].model.state_dict().items():
+        assert torch.allclose(value, replayed[name], atol=1e-5), name
 
 
 # --- memory -------------------------------------------------------------------------------------
