@@ -40,6 +40,15 @@ def counting(root: Path, task: str, strategy: str, policy: str = "none", **setti
     )  # fmt: skip
 
 
+def served(root: Path, task: str, staleness: int, **settings: str) -> Launch:
+    train = TrainConfig(clip_norm=0.0, schedule=STEADY)
+    return make_launch(
+        root, task, {"samples": SAMPLES, **settings}, SAMPLES, workers=3, batch=10, train=train,
+        checkpoint=CheckpointConfig(every_s=0.0, every_steps=20), members=MEMBERS, servers=2,
+        staleness=staleness,
+    )  # fmt: skip
+
+
 def check(launch: Launch) -> None:
     state, _ = final_state(launch, "counting", {"samples": SAMPLES})
     counts = next(state.model.parameters()).detach()
@@ -54,6 +63,23 @@ def test_a_worker_dies_in_each_part_of_a_step(tmp_path: Path, strategy: str, pla
     assert run(launch).status == "finished"
     check(launch)
     assert (tmp_path / f"died in {place}").exists() and read_events(tmp_path / "events.jsonl").of("fault")
+
+
+@pytest.mark.faults
+@pytest.mark.long
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("staleness", [0, -1])
+def test_a_server_or_a_worker_dies_in_each_part_of_a_push(
+    tmp_path: Path, staleness: int, place: str
+) -> None:
+    """Updates and what is absorbed are a server's, the rest a worker's."""
+    launch = served(tmp_path, "dying", staleness, place=place, marks=str(tmp_path))
+    assert run(launch).status == "finished"
+    check(launch)
+    faults = read_events(tmp_path / "events.jsonl").of("fault")
+    assert (tmp_path / f"died in {place}").exists() and faults
+    if place in ("absorb", "update", "updated"):
+        assert faults[0]["worker"].startswith("s")
 
 
 class AtEvent(ChaosHost):
@@ -96,4 +122,17 @@ def test_somebody_is_killed_right_after_each_kind_of_event(tmp_path: Path, whom:
     occasion = "checkpoint" if kind == "restore" and whom == "worker" else kind
     harm = type("AtThis", (AtEvent,), {"kind": occasion, "whom": whom})
     run_under(launch, 1, harm)
+    check(launch)
+
+
+@pytest.mark.faults
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["step", "checkpoint"])
+@pytest.mark.parametrize("whom", ["coordinator", "worker"])
+def test_somebody_of_a_served_fleet_is_killed_right_after_each_kind_of_event(
+    tmp_path: Path, whom: str, kind: str
+) -> None:
+    """A worker or a server, as it comes."""
+    launch = served(tmp_path, "counting", -1)
+    run_under(launch, 1, type("AtThis", (AtEvent,), {"kind": kind, "whom": whom}))
     check(launch)

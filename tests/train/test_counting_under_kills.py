@@ -118,6 +118,8 @@ def check_all_ones(
     sharding: ShardingConfig,
     control: ControlConfig | None = None,
     harm: type[ChaosHost] = ChaosHost,
+    servers: int = 0,
+    staleness: int = 0,
     **members: float,
 ) -> Events:
     train = TrainConfig(
@@ -134,6 +136,8 @@ def check_all_ones(
         checkpoint=CheckpointConfig(every_s=0.0, every_steps=20 + seed, keep=2),
         members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05, "max_workers": 4} | members,
         control=control,
+        servers=servers,
+        staleness=staleness,
     )
     host = run_under(launch, seed, harm)
     state, _ = final_state(launch, "counting", {"samples": SAMPLES})

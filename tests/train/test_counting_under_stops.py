@@ -112,3 +112,35 @@ def test_all_ones_where_one_stops_for_a_minute(
     log = check_all_ones(tmp_path, 0, 3, ShardingConfig(strategy=strategy), harm=harm)
     hung = [event["reason"] for event in log.of("fault") if "hung" in event["reason"]]
     assert len(hung) == (0 if harm is CoordinatorsMinuteHost else 1), hung
+
+
+@pytest.mark.faults
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("staleness", [0, -1])
+@pytest.mark.parametrize("harm", [FreezingHost, LongFreezingHost])
+def test_all_ones_while_servers_and_their_workers_stop(
+    tmp_path: Path, harm: type[FreezingHost], staleness: int, seed: int
+) -> None:
+    log = check_all_ones(
+        tmp_path, seed, 3, ShardingConfig(), harm=harm, servers=2, staleness=staleness,
+        heartbeat_timeout_s=1.0, hang_timeout_s=2.0,
+    )  # fmt: skip
+    assert log.of("step")
+
+
+class ServersMinuteHost(OneMinuteHost):
+    """Stops a server instead."""
+
+    whom = "s0"
+
+
+@pytest.mark.faults
+@pytest.mark.long
+@pytest.mark.parametrize("harm", [OneMinuteHost, ServersMinuteHost, CoordinatorsMinuteHost])
+def test_all_ones_where_one_of_a_served_fleet_stops_for_a_minute(
+    tmp_path: Path, harm: type[OneMinuteHost]
+) -> None:
+    log = check_all_ones(tmp_path, 0, 3, ShardingConfig(), harm=harm, servers=2, staleness=-1)
+    hung = [event["reason"] for event in log.of("fault") if "hung" in event["reason"]]
+    assert len(hung) == (0 if harm is CoordinatorsMinuteHost else 1), hung
