@@ -12,7 +12,7 @@ import torch
 from benchmarks.lab import Lab, LabConfig
 from benchmarks.stragglers import placed
 from shoestring.base.clock import Clock, SystemClock
-from shoestring.base.record import read_events
+from shoestring.base.record import Events, read_events
 from shoestring.fleet import messages as m
 from shoestring.fleet.config import CheckpointConfig
 from shoestring.fleet.launch import Launch
@@ -67,11 +67,39 @@ def test_all_ones_where_the_network_is_cut_and_heals(tmp_path: Path, strategy: s
         tmp_path, "counting", {"samples": SAMPLES}, SAMPLES, workers=3, batch=20, train=train,
         checkpoint=CheckpointConfig(every_s=0.0, every_steps=50), members={"same_failures": 1000},
     )  # fmt: skip
+    rounds = run_while_cut(launch, {"w0": 0, "w1": 1, "w2": 2}, length_s).of("round")
+    assert (len(rounds) > 1) == (length_s > train.exchange_timeout_s), [event["reason"] for event in rounds]
+
+
+@pytest.mark.faults
+@pytest.mark.exclusive
+@pytest.mark.long
+@needs_lab
+@pytest.mark.parametrize("alone", ["w2", "s1"])
+@pytest.mark.parametrize("staleness", [0, -1])
+def test_all_ones_where_a_worker_or_a_server_is_cut_off(tmp_path: Path, staleness: int, alone: str) -> None:
+    train = TrainConfig(
+        clip_norm=0.0, schedule=ScheduleConfig(kind="constant", warmup=0.0), exchange_timeout_s=5.0
+    )
+    launch = make_launch(
+        tmp_path, "counting", {"samples": SAMPLES}, SAMPLES, workers=3, batch=20, train=train, servers=2,
+        checkpoint=CheckpointConfig(every_s=0.0, every_steps=50), members={"same_failures": 1000},
+        staleness=staleness,
+    )  # fmt: skip
+    places = {"w0": 0, "w1": 1, "w2": 1, "s0": 0, "s1": 0} | {alone: 2}
+    record = run_while_cut(launch, places, 12.0)
+    assert len(record.of("round")) == 1 and not record.of("fault"), "servers keep what they hold"
+
+
+def run_while_cut(launch: Launch, places: dict[str, int], length_s: float) -> Events:
+    """Train with each process on its host, the last of which is cut off for a while; the record."""
     clock = SystemClock()
     with Lab(LabConfig(hosts=3)) as lab:
         payload = msgspec.json.decode(launch.payload, type=TrainPayload)
-        settings = payload.settings | {placed.HOSTS: {f"w{h.index}": h.netns_path for h in lab.hosts}}
-        apart = msgspec.structs.replace(payload, settings=settings, loopback=False)
+        hosts = {name: lab.hosts[place].netns_path for name, place in places.items()}
+        apart = msgspec.structs.replace(
+            payload, settings=payload.settings | {placed.HOSTS: hosts}, loopback=False
+        )
         launch = dataclasses.replace(launch, entry=placed.ENTRY, payload=apart.encode())
         host = CuttingHost(launch, clock, lab, length_s)
         with Interrupts() as interrupts:
@@ -81,5 +109,4 @@ def test_all_ones_where_the_network_is_cut_and_heals(tmp_path: Path, strategy: s
     state, _ = final_state(launch, "counting", {"samples": SAMPLES})
     counts = next(state.model.parameters()).detach()
     assert torch.equal(counts, torch.ones(SAMPLES))
-    rounds = read_events(tmp_path / "events.jsonl").of("round")
-    assert (len(rounds) > 1) == (length_s > train.exchange_timeout_s), [event["reason"] for event in rounds]
+    return read_events(launch.run_dir / "events.jsonl")

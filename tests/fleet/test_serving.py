@@ -23,6 +23,13 @@ from shoestring.sim.store import MemoryLedger, Tables
 from tests.fleet.rig import Events
 
 SAMPLES = 200
+
+
+def few(quick: int, of: int) -> list[object]:
+    """Seeds, all but the first few among the long tests."""
+    return [*range(quick), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(quick, of))]
+
+
 ONCE = Counter(dict.fromkeys(range(SAMPLES), 1))
 
 
@@ -275,14 +282,14 @@ def chaos(world: World) -> World:
 
 
 @pytest.mark.parametrize("staleness", [0, 1, -1])
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", few(8, 60))
 def test_each_sample_is_in_the_model_once_whatever_happens(seed: int, staleness: int) -> None:
     world = chaos(World(seed, staleness, servers=1 + seed % 3))
     assert world.outcome == "finished"
     assert world.trained() == [ONCE] * (1 + seed % 3)
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", few(4, 30))
 def test_at_most_once_is_never_twice(seed: int) -> None:
     world = chaos(World(seed, -1, delivery="at_most_once"))
     for shard in world.trained():

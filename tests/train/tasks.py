@@ -249,7 +249,12 @@ class ClickTask(BaseTask):
         return model
 
     def optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
-        made: torch.optim.Optimizer = getattr(torch.optim, self._optimizer)(model.parameters(), lr=0.1)
+        # From zero, the first update has the size of the rate wherever a gradient is not exactly zero:
+        # rounding decides about its sign.
+        more = {"initial_accumulator_value": 0.1} if self._optimizer == "Adagrad" else {}
+        made: torch.optim.Optimizer = getattr(torch.optim, self._optimizer)(
+            model.parameters(), lr=0.1, **more
+        )
         return made
 
     def load(self, ids: SampleIds) -> Any:

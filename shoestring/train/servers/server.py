@@ -3,8 +3,10 @@ after Li et al., OSDI 2014)."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import reduce
 from operator import or_
 from pathlib import Path
@@ -118,13 +120,15 @@ class Server:
     def _tables(self, state: TrainState, place: Place) -> list[ServedTable]:
         modules = table_modules(state.model)
         wanted = take_out(modules, state.inner)
-        if any(whole.is_meta for whole, _ in wanted.values()):
+        if any(taken.values.is_meta for taken in wanted.values()):
             bring = self._task.parallel_layout(state.model).initial
             assert bring is not None  # or the model would have been built whole
-            wanted |= {name: (value, wanted[name][1]) for name, value in bring(state.model) if name in wanted}
+            for name, value in bring(state.model):
+                if name in wanted:
+                    wanted[name] = replace(wanted[name], values=value)
         return [
-            ServedTable(name, whole, options, type(state.inner), place.rank, place.layout.size, self._device)
-            for name, (whole, options) in wanted.items()
+            ServedTable(name, taken, type(state.inner), place.rank, place.layout.size, self._device)
+            for name, taken in wanted.items()
         ]
 
     def _read(self, state: TrainState, tables: list[ServedTable], round_: m.Round) -> None:
@@ -138,11 +142,13 @@ class Server:
     @contextmanager
     def _open(self, shelf: Shelf, round_: m.Round) -> Iterator[None]:
         """Listen, and let the others know where."""
-        peers = Peers(self._seat, round_, self._config.exchange_timeout_s)
+        peers = Peers(round_, self._config.exchange_timeout_s)
         shelf.others = peers.square
         listener = Listener(self._loopback, lambda line: serve(line, shelf), self._config.exchange_timeout_s)
         try:
-            self._seat.kv(round_.round_id).set(key_of(round_.rank), listener.address)
+            table = self._seat.kv(round_.round_id)
+            table.set(key_of(round_.rank), listener.address)
+            peers.know({rank: table.get(key_of(rank)) for rank in range(len(round_.members))})
             yield
         finally:
             listener.close()
@@ -178,13 +184,20 @@ class Server:
 
 
 class Peers:
-    """The other servers, asked for their parts of a norm."""
+    """The other servers, asked for their parts of a norm by whichever thread applies updates. The seat is the
+    main thread's: it finds out where they are."""
 
-    def __init__(self, seat: Seat, round_: m.Round, timeout_s: float) -> None:
-        self._table = seat.kv(round_.round_id)
+    def __init__(self, round_: m.Round, timeout_s: float) -> None:
         self._round = round_
+        self._addresses: dict[int, bytes] = {}
+        self._known = threading.Event()
         self._timeout_s = timeout_s
         self._lines: dict[int, Line] = {}
+
+    def know(self, addresses: dict[int, bytes]) -> None:
+        """Where servers are, by rank."""
+        self._addresses = addresses
+        self._known.set()
 
     def square(self, update: m.Update) -> float:
         """The sum of theirs, in the order of ranks.
@@ -192,10 +205,12 @@ class Peers:
         Raises:
             PeerLostError: one is gone.
         """
+        if not self._known.wait(self._timeout_s):
+            raise PeerLostError("the other servers were not found")
         others = [rank for rank in range(len(self._round.members)) if rank != self._round.rank]
         for rank in others:
             if rank not in self._lines:
-                self._lines[rank] = connect(self._table.get(key_of(rank)), self._timeout_s)
+                self._lines[rank] = connect(self._addresses[rank], self._timeout_s)
             self._lines[rank].send(asks.encode(asks.Square(self._round.round_id, update)))
         return sum(answer(self._lines[rank], asks.Value).value for rank in others)
 

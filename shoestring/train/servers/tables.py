@@ -73,18 +73,33 @@ def table_modules(model: nn.Module) -> dict[str, nn.Embedding | nn.EmbeddingBag]
     return found
 
 
+@dataclass(frozen=True)
+class Taken:
+    """A whole table that was taken out of a model: its values, its optimizer's options and first state."""
+
+    values: Tensor
+    options: dict[str, object]
+    state: dict[str, object]
+
+
 def take_out(
     modules: dict[str, nn.Embedding | nn.EmbeddingBag], inner: torch.optim.Optimizer
-) -> dict[str, tuple[Tensor, dict[str, object]]]:
-    """Take tables out of their modules and their optimizer: name -> (whole values, options of its group)."""
-    found: dict[str, tuple[Tensor, dict[str, object]]] = {}
+) -> dict[str, Taken]:
+    """Take tables out of their modules and their optimizer, by name.
+
+    Raises:
+        ConfigError: no optimizer updates one of them.
+    """
+    found: dict[str, Taken] = {}
     for name, module in modules.items():
         weight = module._parameters.pop("weight")
         assert weight is not None
         for group in inner.param_groups:
             if any(one is weight for one in group["params"]):
                 group["params"] = [one for one in group["params"] if one is not weight]
-                found[name] = (weight.detach(), {k: v for k, v in group.items() if k != "params"})
+                options = {key: value for key, value in group.items() if key != "params"}
+                state = inner.state.pop(weight) if weight in inner.state else {}
+                found[name] = Taken(weight.detach(), options, dict(state))
         if name not in found:
             raise ConfigError(
                 f"{name} is a table that no optimizer updates",
@@ -98,8 +113,7 @@ class ServedTable:
     """One server's rows of a table.
 
     Args:
-        whole: [rows, dim]; only this server's rows are kept.
-        options: of the optimizer's group.
+        taken: of which only this server's rows are kept.
         kind: of optimizer.
 
     Attributes:
@@ -110,8 +124,13 @@ class ServedTable:
     """
 
     def __init__(
-        self, name: str, whole: Tensor, options: dict[str, object], kind: type[torch.optim.Optimizer],
-        rank: int, size: int, device: torch.device,
+        self,
+        name: str,
+        taken: Taken,
+        kind: type[torch.optim.Optimizer],
+        rank: int,
+        size: int,
+        device: torch.device,
     ) -> None:  # fmt: skip
         if kind.__name__ not in ROW_BY_ROW:
             raise ConfigError(
@@ -119,16 +138,16 @@ class ServedTable:
                 f"use one of {', '.join(sorted(ROW_BY_ROW))}, or leave sparse=True out",
             )
         for setting in ("momentum", "weight_decay"):
-            if options.get(setting):
+            if taken.options.get(setting):
                 raise ConfigError(
                     f"{setting} changes all rows of {name} in each update, and only some are there",
                     f"set {setting}=0, or leave sparse=True out",
                 )
-        self.name, self.shape = name, whole.shape
-        self.first, self.stop = rows_of(whole.shape[0], rank, size)
-        self.values = nn.Parameter(whole[self.first : self.stop].to(device, copy=True))
-        self._optimizer = kind([{"params": [self.values], **options}])  # type: ignore[call-arg]
-        self._make_state()
+        self.name, self.shape = name, taken.values.shape
+        self.first, self.stop = rows_of(self.shape[0], rank, size)
+        self.values = nn.Parameter(taken.values[self.first : self.stop].to(device, copy=True))
+        self._optimizer = kind([{"params": [self.values], **taken.options}])  # type: ignore[call-arg]
+        self._make_state(taken)
 
     @property
     def dim(self) -> int:
@@ -183,16 +202,20 @@ class ServedTable:
             return local
         return PieceTensor(local.reshape(-1), self.shape, self.first * self.dim)
 
-    def _make_state(self) -> None:
+    @torch.no_grad()
+    def _make_state(self, taken: Taken) -> None:
         """What is saved has to be there to be filled; a step without rows makes it and changes nothing."""
         self.values.grad = torch.sparse_coo_tensor(
             torch.empty(1, 0, dtype=torch.int64), torch.empty(0, self.dim), tuple(self.values.shape)
         ).to(self.values.device)
         self._optimizer.step()
         self.values.grad = None
-        for value in self._optimizer.state[self.values].values():
+        state = self._optimizer.state[self.values]
+        for key, value in state.items():
             if isinstance(value, Tensor) and value.dim() == 0:
                 value.zero_()
+            elif isinstance(first := taken.state.get(key), Tensor) and first.shape == self.shape:
+                value.copy_(first[self.first : self.stop])
 
 
 def rows_of(rows: int, rank: int, size: int) -> tuple[int, int]:
