@@ -21,7 +21,7 @@ from shoestring.train.schedules import ScheduleConfig
 from shoestring.train.worker import TrainPayload
 from tests.train.fleets import final_state, make_launch
 
-SAMPLES = 6000
+SAMPLES = 80_000
 STEPS_BETWEEN = 60
 FAR_MS = 600_000
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import secrets
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks.lab import Lab, LabConfig
+from benchmarks.lab.network import DEVICE
 from shoestring.base.record import read_events
 from tests.benchmarks.lab_helpers import ROOT, needs_lab, wait_until
 
@@ -27,7 +29,11 @@ HEAD, FIRST, SECOND = 0, 1, 2
 @pytest.mark.parametrize("strategy", ["NNN", "GGG"])
 def test_a_worker_comes_with_a_host_and_leaves_before_a_drain(tmp_path: Path, strategy: str) -> None:
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-    here = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0"}
+    here = {
+        "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
+        "GLOO_SOCKET_IFNAME": DEVICE,  # the hosts have one name, and addresses of their own
+        "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }  # fmt: skip
     with Lab(LabConfig(hosts=3)) as lab, (tmp_path / "ray.log").open("wb") as log:
 
         def node(host: int, *words: str) -> None:

@@ -87,12 +87,14 @@ def test_all_ones_where_a_worker_or_a_server_is_cut_off(tmp_path: Path, stalenes
         staleness=staleness,
     )  # fmt: skip
     places = {"w0": 0, "w1": 1, "w2": 1, "s0": 0, "s1": 0} | {alone: 2}
-    record = run_while_cut(launch, places, 12.0)
+    # Where nobody waits for who is cut off, the others may be through before a second cut.
+    record = run_while_cut(launch, places, 12.0, least=1)
     assert len(record.of("round")) == 1 and not record.of("fault"), "servers keep what they hold"
 
 
-def run_while_cut(launch: Launch, places: dict[str, int], length_s: float) -> Events:
-    """Train with each process on its host, the last of which is cut off for a while; the record."""
+def run_while_cut(launch: Launch, places: dict[str, int], length_s: float, least: int = CUTS) -> Events:
+    """Train with each process on its host, the last of which is cut off for a while, at least so many times;
+    the record."""
     clock = SystemClock()
     with Lab(LabConfig(hosts=3)) as lab:
         payload = msgspec.json.decode(launch.payload, type=TrainPayload)
@@ -105,7 +107,7 @@ def run_while_cut(launch: Launch, places: dict[str, int], length_s: float) -> Ev
         with Interrupts() as interrupts:
             outcome = Supervisor(launch.fleet.members, host, clock, lambda status: None, interrupts).run()
     assert outcome.status == "finished", outcome
-    assert host.cuts == CUTS
+    assert host.cuts >= least
     state, _ = final_state(launch, "counting", {"samples": SAMPLES})
     counts = next(state.model.parameters()).detach()
     assert torch.equal(counts, torch.ones(SAMPLES))
