@@ -11,6 +11,8 @@ from shoestring.control.gains import told_speeds, with_lr, worth
 
 SEEN = 0.5
 """Part of the others that must have been seen in a slice of the long window, to say what is usual."""
+FIRST_GAIN = 0.5
+"""What a split after a single report of each worker has to save: noise does not make a step twice as long."""
 NO_BETTER = 1.2
 """Who is not that many times faster than before its last restart has not been helped by it."""
 
@@ -39,6 +41,9 @@ def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
         for w, v in views.items()
         if v.short.reports >= options.min_reports or v.short.changed
     }
+    first = not known and all(v.short.reports for v in views.values())
+    if first:
+        known = {w: v.short.samples_per_s for w, v in views.items()}
     if len(views) < 2 or not known:
         return Decision((), f"speeds known of {len(known)} of {len(views)} workers: too few to compare")
     mean = sum(known.values()) / len(known)
@@ -49,6 +54,7 @@ def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
     now_s = shares[slowest] / speeds[slowest]
     then_s = max(wanted[w] / speeds[w] for w in views)
     gain, least = 1.0 - then_s / now_s, worth(views[slowest].short, (views[w].short for w in known), options)
+    least = max(least, FIRST_GAIN) if first else least
     predicted = {"step_time_ratio": then_s / now_s}
     if gain < least:
         reason = f"a new split would save {gain:.1%} of the compute time, below {least:.1%}"

@@ -54,7 +54,14 @@ def test_a_gain_that_noise_can_feign_changes_nothing() -> None:
     assert "below 31.8%" in nd(0.0, noisy, OPTIONS).reason
 
 
-@pytest.mark.parametrize("workers", [{"w0": seen(10.0)}, {"w0": seen(10.0, 1), "w1": seen(1.0, 1)}])
+def test_one_report_of_each_is_enough_for_a_difference_that_noise_does_not_make() -> None:
+    shares = split_of(nd(0.0, state({"w0": seen(30.0, 1), "w1": seen(10.0, 1), "w2": seen(5.0, 1)}), PATIENT))
+    assert shares is not None and shares["w2"] == pytest.approx(5 / 45)
+    decision = nd(0.0, state({"w0": seen(12.0, 1), "w1": seen(10.0, 1), "w2": seen(6.0, 1)}), PATIENT)
+    assert not decision.actions and "below 50.0%" in decision.reason
+
+
+@pytest.mark.parametrize("workers", [{"w0": seen(10.0)}, {"w0": seen(10.0, 1), "w1": seen(1.0, 0)}])
 def test_too_little_is_known_to_compare(workers: dict[str, WorkerView]) -> None:
     decision = nd(0.0, state(workers), OPTIONS)
     assert not decision.actions and "too few" in decision.reason
