@@ -285,13 +285,17 @@ class Coordinator:
         if not self._stop_reason and not self._outcome:
             self._members.start_due(now)
         self.tick(now)
-        if self._stop_reason and not self._members.named("starting", "waiting", "active"):
+        if self._stop_reason and self._nothing_comes():
             self._outcome = self._outcome or self._stop_reason
         alive = set(request.alive)
         spawn = () if self._outcome else tuple(p for p in self._members.starting() if p not in alive)
         return m.SupervisorOrders(
             spawn, self._members.doomed(), self._status(now), self._outcome, self._error, self._todo
         )
+
+    def _nothing_comes(self) -> bool:
+        """Whether nobody is left who could save what was trained."""
+        return not self._members.named("starting", "waiting", "active")
 
     def _status(self, now: float) -> m.Status:
         told, self._messages = tuple(self._messages), []

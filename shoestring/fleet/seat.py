@@ -169,6 +169,24 @@ class Seat:
         reply = self._poll(m.Saved(self.name, self.incarnation, round_id, step, files, error))
         return _expect(reply, m.Committed).ok
 
+    def offer_saved(
+        self, round_id: int, step: int, files: dict[str, tuple[int, str]], error: str = ""
+    ) -> bool:
+        """Report this one's part of a checkpoint, without waiting for the others'; whether it is settled.
+
+        Raises:
+            RoundOver: as above.
+        """
+        request = m.Saved(self.name, self.incarnation, round_id, step, files, error)
+        try:
+            reply = self._channel.call(request)
+        except TransportError:
+            return False  # it is offered again
+        if isinstance(reply, m.Wait):
+            return False
+        _expect(_checked(reply), m.Committed)
+        return True
+
     def recovered(
         self,
         round_id: int,

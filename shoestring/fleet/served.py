@@ -35,14 +35,24 @@ class ServedCoordinator(Coordinator):
         made.servers.restore(self._kept.server_control)
         return made
 
+    def _nothing_comes(self) -> bool:
+        missing = self._members.named("absent", "given_up", "removed")
+        without_server = self._round is None and any(is_server(name) for name in missing)
+        return without_server or super()._nothing_comes()
+
     def _join(self, now: float, request: m.Join) -> m.Reply:
         if is_server(request.worker):
             return super()._join(now, request)
         if not self._members.current(request.worker, request.incarnation):
             return m.Dismissed("another process has taken this worker's place")
+        if self._members.is_echo(request.worker, request.last_round):
+            return m.Wait(RETRY_S)  # nobody waits for this answer any more
         round_ = self._round
-        if round_ is not None:
-            self._serving.goodbye(now, round_, request.worker, self._kept)
+        came_back = round_ is not None and request.worker in round_.guests
+        if round_ is not None and came_back:
+            problem = self._serving.left(now, round_, request.worker, request.problem, self._kept)
+            if problem:
+                self._note("fault", problem, worker=request.worker)
         if self._outcome:
             return m.Stop(self._outcome)
         if (leave := self._serving.leave(now, request.worker)) is not None:
@@ -50,7 +60,7 @@ class ServedCoordinator(Coordinator):
             return m.Dismissed(leave.reason)
         self._steering.joined(request.worker, request.micro_batch)
         self._members.join(now, request.worker, request.step, request.last_round)
-        if round_ is None:
+        if round_ is None or self._serving.is_early(now, request.worker):
             return m.Wait(RETRY_S)
         self._members.admit(request.worker)
         return self._serving.welcome(now, round_, request.worker)
@@ -58,7 +68,8 @@ class ServedCoordinator(Coordinator):
     def _next(self, now: float, round_: RoundState, request: m.Next) -> m.Reply:
         server = request.worker in round_.members
         self._members.heard(now, request.worker, "next", 0.0)
-        self._members.advanced(request.worker, request.step if server else self._kept.confirmed)
+        if server or request.step >= 0:  # a worker that has brought nothing yet has not shown its health
+            self._members.advanced(request.worker, request.step if server else self._kept.confirmed)
         self._serving.notice(round_, request.worker, request.notice)
         ask = self._serving.served if server else self._serving.visited
         reply = ask(now, round_, request, self._stop_reason, self._kept)

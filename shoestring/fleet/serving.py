@@ -15,7 +15,7 @@ from shoestring.base.errors import CheckpointError
 from shoestring.control.controller import ControlConfig
 from shoestring.data.store import DurableLedger
 from shoestring.fleet import messages as m
-from shoestring.fleet import pace
+from shoestring.fleet import pace, patience
 from shoestring.fleet.checkpoints import Keeper
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.membership import Formed, Membership
@@ -44,6 +44,8 @@ class Serving(Stepper):
         super().__init__(config, ledger, keeper, log, steering, now)
         self._together = config.servers.staleness == 0
         self._dropped: list[int] = []
+        self._fruitless: dict[str, int] = {}
+        self._admit_at_s: dict[str, float] = {}
         self._updated_s = now
         self.servers = Steering(_of_servers(config.control), log, lambda _, count: (), lambda: 0)
 
@@ -57,6 +59,10 @@ class Serving(Stepper):
         """What the servers hold is of this round from here on."""
         if formed.source_rank < 0:
             kept.lineage, kept.updates = kept.round_id, ()
+        for update in kept.updates:
+            if update.save:  # a coordinator that is gone had asked for it
+                self._keeper.abandon(update.number)
+        kept.updates = tuple(_unsaved(update) for update in kept.updates)
         self._dropped.clear()
         self._updated_s = now
         self.servers.formed(now, formed.members, pause_s)
@@ -96,7 +102,26 @@ class Serving(Stepper):
             self._dropped.append(guest.order.step)
         if round_.guests:
             self._steering.formed(now, tuple(sorted(round_.guests)), 0.0)
-        self._together_if_all(now, round_, kept)
+        self._together_if_all(now, round_, "", kept)
+
+    def left(self, now: float, round_: RoundState, worker: str, problem: str, kept: Persisted) -> str:
+        """A worker comes back from its visit; one that keeps coming back with nothing is admitted ever later.
+        Says what is worth knowing of that."""
+        fruitless = round_.guests[worker].pushed < 0
+        count = (self._fruitless[worker] if worker in self._fruitless else 0) + 1 if fruitless else 0
+        pause_s = patience.pause_s(count)
+        self._fruitless[worker], self._admit_at_s[worker] = count, now + pause_s
+        self.goodbye(now, round_, worker, kept)
+        if not problem:
+            return ""
+        wait = (
+            f"; it has brought nothing {count} times in a row, and waits {pause_s:.1f} s" if pause_s else ""
+        )
+        return f"{worker} left the servers: {problem}{wait}"
+
+    def is_early(self, now: float, worker: str) -> bool:
+        """Whether this worker has to wait before it is admitted."""
+        return worker in self._admit_at_s and now < self._admit_at_s[worker]
 
     # --- what workers ask ------------------------------------------------------------------------
 
@@ -111,11 +136,11 @@ class Serving(Stepper):
                 guest.report = request.report or m.StepReport(0, 0.0, 0.0)
                 guest.clock += 1
                 self._steering.observe(now, request.worker, guest.report)
-            if not round_.closing and not stop_reason and not self._together:
+            if not self._together and self._open(round_, stop_reason, kept):
                 self._update(now, round_, kept, [request.worker])
-            self._together_if_all(now, round_, kept)
+            self._together_if_all(now, round_, stop_reason, kept)
         elif request.step != guest.pushed:
-            return m.Wait(RETRY_S)  # a late copy
+            return m.Regroup("this visit is over")  # a late copy, or one who was taken for somebody new
         if guest.order is None and (reason := self._steering.departs(request.worker)):
             return m.Regroup(reason)
         if (ending := self._ending(now, round_, stop_reason, kept)) is not None:
@@ -132,14 +157,21 @@ class Serving(Stepper):
             guest.order, guest.told, guest.given = _with(guest.order, new), kept.confirmed, True
         return guest.order
 
+    def _open(self, round_: RoundState, stop_reason: str, kept: Persisted) -> bool:
+        """Whether there may be another update: not once the state that is there is to be the last."""
+        return not (round_.closing or stop_reason or self._end_reason(kept, kept.confirmed))
+
     def _plan_next(self, now: float, round_: RoundState, worker: str, kept: Persisted) -> None:
         todo = self._ledger.counts().todo
         staleness = self._config.servers.staleness
         clocks = [guest.clock for guest in round_.guests.values()]
         ahead = round_.guests[worker].clock - min(clocks)
         if self._together:
-            if any(guest.order is not None for guest in round_.guests.values()):
+            guests = round_.guests.items()
+            if any(guest.order is not None for _, guest in guests):
                 return  # the batch under way was planned without it
+            if any(self._steering.departs(name) for name, _ in guests):
+                return  # it goes first, and is told so when it asks
         elif 0 < staleness < ahead:
             return
         if not todo:
@@ -165,15 +197,15 @@ class Serving(Stepper):
 
     # --- updates -----------------------------------------------------------------------------------
 
-    def _together_if_all(self, now: float, round_: RoundState, kept: Persisted) -> None:
+    def _together_if_all(self, now: float, round_: RoundState, stop_reason: str, kept: Persisted) -> None:
         """Bulk-synchronous: one update once all parts of the batch are with the servers."""
+        if not self._together or not self._open(round_, stop_reason, kept):
+            return
         open_ = [name for name, guest in round_.guests.items() if guest.order is not None]
-        if self._together and open_ and all(round_.guests[name].report is not None for name in open_):
+        if open_ and all(round_.guests[name].report is not None for name in open_):
             self._update(now, round_, kept, open_)
 
-    def _update(
-        self, now: float, round_: RoundState, kept: Persisted, workers: list[str], why_save: str = ""
-    ) -> None:
+    def _update(self, now: float, round_: RoundState, kept: Persisted, workers: list[str]) -> None:
         """These workers' pushes become the next update, and their samples are done."""
         guests = {name: round_.guests[name] for name in sorted(workers)}
         orders = [guest.order for guest in guests.values() if guest.order is not None]
@@ -181,22 +213,20 @@ class Serving(Stepper):
             self._ledger.complete(now, guest.lease_id, name)
         kept.confirmed += 1
         number = kept.confirmed
-        save = why_save or self._due(now, round_, kept)
-        directory = self._save_as_of(now, round_, number, save) if save else ""
+        save = self._due(now, round_, kept)
         update = m.Update(
             number,
             tuple(order.step for order in orders),
-            orders[0].progress if orders else 0.0,
-            orders[0].lr_factor if orders else 1.0,
-            directory,
+            orders[0].progress,
+            orders[0].lr_factor,
+            self._save_as_of(now, round_, number, save) if save else "",
             tuple(self._dropped),
         )
         self._dropped.clear()
         kept.updates = (*kept.updates, update)
         self._note_update(now, round_, number, guests)
-        for guest in guests.values():
-            assert guest.order is not None
-            guest.pushed, guest.order, guest.report = guest.order.step, None, None
+        for guest, order in zip(guests.values(), orders, strict=True):
+            guest.pushed, guest.order, guest.report = order.step, None, None
 
     def _due(self, now: float, round_: RoundState, kept: Persisted) -> str:
         if round_.saving is not None:
@@ -207,7 +237,7 @@ class Serving(Stepper):
         )
 
     def _save_as_of(self, now: float, round_: RoundState, number: int, reason: str) -> str:
-        """Have this very update's state saved; work goes on meanwhile."""
+        """Have the state after this very update saved; work may go on meanwhile."""
         try:
             directory = self._keeper.begin(number)
         except CheckpointError as error:
@@ -219,12 +249,11 @@ class Serving(Stepper):
         return directory
 
     def _note_update(self, now: float, round_: RoundState, number: int, guests: dict[str, Guest]) -> None:
-        if guests:
-            samples = {name: guest.samples for name, guest in guests.items()}
-            round_.plans[number] = StepPlan(number, {}, samples, self._updated_s)
-            round_.reports[number] = {n: g.report for n, g in guests.items() if g.report is not None}
-            self._record_step(now, round_, number)
-            round_.drop_before(number + 1)
+        samples = {name: guest.samples for name, guest in guests.items()}
+        round_.plans[number] = StepPlan(number, {}, samples, self._updated_s)
+        round_.reports[number] = {n: g.report for n, g in guests.items() if g.report is not None}
+        self._record_step(now, round_, number)
+        round_.drop_before(number + 1)
         self._updated_s = now
 
     def _of_all(self, reports: dict[str, m.StepReport]) -> tuple[dict[str, float], dict[str, float]]:
@@ -254,6 +283,9 @@ class Serving(Stepper):
         new = tuple(update for update in kept.updates if update.number > version)
         if new:
             return m.Updates(new)
+        if (saving := round_.saving) is not None and saving.step == version and server not in saving.parts:
+            # Where nothing was due at that update, this is how servers are asked; others know it already.
+            return m.Updates((m.Update(version, (), 0.0, save=saving.directory),))
         if closing := self.servers.steer(now, kept.confirmed, 1, self._remaining_s(kept)):
             self.close(round_, closing)
         if (ending := self._ending(now, round_, stop_reason, kept)) is not None:
@@ -272,7 +304,7 @@ class Serving(Stepper):
                 self.servers.stay()
                 round_.closing = ""
                 return m.Updates()
-            self._update(now, round_, kept, [], round_.closing)
+            self._save_as_of(now, round_, kept.confirmed, round_.closing)
         return m.Updates() if kept.confirmed != self._saved_step else m.Regroup(round_.closing)
 
     def _ending(self, now: float, round_: RoundState, stop_reason: str, kept: Persisted) -> m.Reply | None:
@@ -283,7 +315,7 @@ class Serving(Stepper):
         if round_.saving is not None:
             return m.Wait(RETRY_S)
         if kept.confirmed != self._saved_step and kept.confirmed not in round_.saved:
-            self._update(now, round_, kept, [], end)
+            self._save_as_of(now, round_, kept.confirmed, end)
             return m.Wait(RETRY_S)
         return m.Stop(end)
 

@@ -20,12 +20,17 @@ import psutil
 import torch
 from torch import Tensor
 
+from shoestring.base.clock import SystemClock
 from shoestring.parallel.group import PeerLostError
 
 _HEAD = struct.Struct(">IQ")
 HEADER_LIMIT_BYTES = 1 << 20
 TOKEN_BYTES = 32
+TOKEN_TIMEOUT_S = 10.0
+STRANGERS = 64
+"""Connections at a time that have not shown the token yet."""
 BACKLOG = 128
+RETRY_S = 0.1
 
 
 class Line:
@@ -39,6 +44,7 @@ class Line:
         self._link = link
         self._due_bytes = 0
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        link.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def send(self, header: bytes, *payload: Tensor) -> None:
         """A header and the numbers of tensors, wherever they are."""
@@ -50,10 +56,11 @@ class Line:
         except OSError as error:
             raise PeerLostError(f"could not send: {error}") from error
 
-    def receive(self) -> tuple[bytes, int]:
-        """The next header, and the bytes of its payload: `receive_into` has to follow where there are any."""
+    def receive(self, limit_bytes: int = HEADER_LIMIT_BYTES) -> tuple[bytes, int]:
+        """The next header, of so many bytes at most, and the bytes of its payload: `receive_into` has to
+        follow where there are any."""
         header_bytes, self._due_bytes = _HEAD.unpack(self._read(_HEAD.size))
-        if header_bytes > HEADER_LIMIT_BYTES:
+        if header_bytes > limit_bytes:
             raise PeerLostError(f"a header of {header_bytes} bytes is not ours")
         return bytes(self._read(header_bytes)), self._due_bytes
 
@@ -66,6 +73,11 @@ class Line:
         self._due_bytes = 0
         for part in parts:
             self._fill(part)
+
+    def patience(self, timeout_s: float | None) -> None:
+        """How long the other side may be silent in the middle of something; None: for ever, as long as its
+        machine answers."""
+        self._link.settimeout(timeout_s)
 
     def close(self) -> None:
         """Hang up; whoever waits on the other side is told."""
@@ -96,25 +108,27 @@ class Listener:
     Args:
         loopback: all are on this machine: nothing listens beyond it.
         serve: called with each line; the line is closed when it returns or raises PeerLostError.
-        silence_s: how long a line may have nothing to say.
 
     Attributes:
         address: for `connect`; a secret, as the token is in it.
     """
 
-    def __init__(self, loopback: bool, serve: Callable[[Line], None], silence_s: float) -> None:
+    def __init__(self, loopback: bool, serve: Callable[[Line], None]) -> None:
         self._serve = serve
-        self._silence_s = silence_s
+        self._closed = False
+        self._strangers = threading.Semaphore(STRANGERS)
         self._token = secrets.token_bytes(TOKEN_BYTES)
         self._socket = socket.create_server((own_address(loopback), 0), backlog=BACKLOG)
         host, port = self._socket.getsockname()[:2]
         self.address = json.dumps([host, port, self._token.hex()]).encode()
+        self._clock = SystemClock()
         self._lines: set[Line] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, name="listener", daemon=True).start()
 
     def close(self) -> None:
         """Take no more, and hang up on all."""
+        self._closed = True
         with contextlib.suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
@@ -125,19 +139,24 @@ class Listener:
 
     def _accept(self) -> None:
         while True:
+            self._strangers.acquire()
             try:
                 link, _ = self._socket.accept()
             except OSError:
-                return  # closed
-            link.settimeout(self._silence_s)
+                self._strangers.release()
+                if self._closed:
+                    return
+                self._clock.sleep(RETRY_S)  # too many open files, say: others wait in the queue
+                continue
+            link.settimeout(TOKEN_TIMEOUT_S)
             threading.Thread(target=self._take, args=(Line(link),), name="line", daemon=True).start()
 
     def _take(self, line: Line) -> None:
         with self._lock:
             self._lines.add(line)
         try:
-            shown, _ = line.receive()
-            if hmac.compare_digest(shown, self._token):
+            if self._is_known(line):
+                line.patience(None)
                 line.send(b"")
                 self._serve(line)
         except PeerLostError:
@@ -146,6 +165,14 @@ class Listener:
             with self._lock:
                 self._lines.discard(line)
             line.close()
+
+
+    def _is_known(self, line: Line) -> bool:
+        try:
+            shown, _ = line.receive(TOKEN_BYTES)
+            return hmac.compare_digest(shown, self._token)
+        finally:
+            self._strangers.release()
 
 
 def connect(address: bytes, timeout_s: float) -> Line:

@@ -73,12 +73,15 @@ class TrainState:
         """Workers take local steps, and an outer optimizer takes what they make of them."""
         self.outer = {piece.name: torch.zeros_like(piece.master.data) for piece in self.sharded.pieces}
 
-    def lay_out(self, strategy: Strategy, exchange: Exchange, dtype: str, wire: str) -> None:
+    def lay_out(
+        self, strategy: Strategy, exchange: Exchange, dtype: str, wire: str, whole: nn.Module | None = None
+    ) -> None:
         """Shard for the first time.
 
         Args:
             dtype: of the working parameters: `bf16`, `fp32`, or `as_is`: whatever the model holds.
             wire: of gradients on the network: `bf16`, `fp32`, or `as_is`: like the accumulated ones.
+            whole: the model to ask for initial values, where parts were taken out of this one.
         """
         declared = self._task.parallel_layout(self.model)
         chosen = DTYPES[dtype] if dtype in DTYPES else None
@@ -98,7 +101,7 @@ class TrainState:
             wire_dtype=DTYPES[wire] if wire in DTYPES else None,
             methods=declared.methods,
             device=self._device,
-            initial=declared.initial(self.model) if declared.initial and on_meta else None,
+            initial=declared.initial(whole or self.model) if declared.initial and on_meta else None,
         )
 
     def lay_out_again(

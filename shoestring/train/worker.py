@@ -129,6 +129,9 @@ def make_task(maker: str, settings: dict[str, Any], run_dir: Path) -> Task:
 
 def _device(context: WorkerContext) -> torch.device:
     if context.device == "cuda":
-        torch.cuda.set_device(context.device_index)
-        return torch.device("cuda", context.device_index)
+        index = context.device_index
+        if is_server(context.name):
+            index %= torch.cuda.device_count()  # beside the worker that has it
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
     return torch.device("cpu")

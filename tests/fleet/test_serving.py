@@ -80,12 +80,14 @@ class Server(Process):
     staged: dict[int, list[int]] = field(default_factory=dict)
     held: m.Held | None = None
     copies: list[tuple[int, str, bytes]] = field(default_factory=list)
+    asked: str = ""
 
     def joining(self) -> m.Join:
         return m.Join(self.name, self.incarnation, self.step, self.last_round, "", self.held)
 
     def enter(self, round_: m.Round) -> None:
         self.copies.clear()
+        self.asked = ""
         if round_.source_rank < 0:
             self.staged.clear()
             self.counts, self.step = Counter(), round_.step
@@ -98,6 +100,8 @@ class Server(Process):
     def apply(self, updates: tuple[m.Update, ...]) -> None:
         """In order; each push is there, or the coordinator was wrong."""
         for update in updates:
+            if update.number == self.step and not update.pushes and update.save != self.asked:
+                self.copy(update)
             if update.number <= self.step:
                 continue
             assert update.number == self.step + 1, "an update was left out"
@@ -107,7 +111,12 @@ class Server(Process):
                 self.staged.pop(number, None)
             self.step = update.number
             if update.save:
-                self.copies.append((self.step, update.save, json.dumps(self.counts).encode()))
+                self.copy(update)
+
+    def copy(self, update: m.Update) -> None:
+        """What is to be saved, as of now."""
+        self.asked = update.save
+        self.copies.append((self.step, update.save, json.dumps(self.counts).encode()))
 
     def work(self, round_: m.Round) -> None:
         if self.copies:
@@ -118,7 +127,8 @@ class Server(Process):
             reply = self.ask(m.Saved(self.name, self.incarnation, round_.round_id, step, files, error))
             if isinstance(reply, m.Committed):
                 self.copies.pop(0)
-            return
+            if not isinstance(reply, m.Wait):
+                return
         reply = self.ask(m.Next(self.name, self.incarnation, round_.round_id, self.step))
         if isinstance(reply, m.Updates):
             self.apply(reply.updates)
@@ -173,14 +183,17 @@ class Worker(Process):
 class World:
     """Processes, a coordinator, a disk, and chance."""
 
-    def __init__(self, seed: int, staleness: int, servers: int = 2, workers: int = 3, **more: object) -> None:
+    def __init__(
+        self, seed: int, staleness: int, servers: int = 2, workers: int = 3,
+        pace: PaceConfig | None = None, **more: object,
+    ) -> None:  # fmt: skip
         self.random = random.Random(seed)
         self.config = FleetConfig(
             members=MemberConfig(
                 workers=workers, backoff_s=0.01, backoff_max_s=0.02, same_failures=10_000,
                 heartbeat_timeout_s=1e6, start_timeout_s=1e6,
             ),
-            pace=PaceConfig(batch=12),
+            pace=pace or PaceConfig(batch=12),
             checkpoint=CheckpointConfig(every_s=0.0, every_steps=4),
             servers=ServersConfig(count=servers, staleness=staleness),
         )  # fmt: skip
@@ -193,12 +206,16 @@ class World:
         self.said: list[m.Request] = []
         self.loss = 0.0
         self.outcome = ""
+        self.interrupted = False
+        self.notices: tuple[tuple[str, str], ...] = ()
         self.open()
 
-    def open(self) -> None:
+    def open(self, resumed: bool = False) -> None:
         """A coordinator on what was committed."""
         self.ledger = MemoryLedger.open_on(self.tables, self.spec)
-        self.coordinator = ServedCoordinator(self.config, self.ledger, self.keeper, self.events, self.now)
+        self.coordinator = ServedCoordinator(
+            self.config, self.ledger, self.keeper, self.events, self.now, resumed
+        )
 
     def handle(self, request: m.Request) -> m.Reply | None:
         """The coordinator's answer. With some chance it dies before or after what it did is durable, the
@@ -226,7 +243,9 @@ class World:
         for process in [p for p in self.processes.values() if p.over]:
             self.end(process)
         alive = tuple((p.name, p.incarnation) for p in self.processes.values())
-        reply = self.handle(m.SupervisorTick(alive, tuple(self.exits)))
+        reply = self.handle(
+            m.SupervisorTick(alive, tuple(self.exits), self.interrupted, notices=self.notices)
+        )
         if not isinstance(reply, m.SupervisorOrders):
             return
         self.exits.clear()
@@ -334,9 +353,84 @@ def test_a_coordinator_that_comes_back_finds_all_servers_as_they_were() -> None:
     world.open()
     world.run()
     rounds = world.events.of("round")
-    assert len(rounds) == 2 and rounds[1]["state_from"] == "s0" and not world.events.of("restore")
+    assert len(rounds) == 2 and rounds[1]["state_from"] == "s0"
+    assert not [event for event in world.events.of("decision") if event.get("action") == "restore"]
     numbers = [step["step"] for step in world.events.of("step")]
     assert numbers == sorted(set(numbers))
+
+
+def test_an_interrupt_ends_the_run_where_a_server_is_gone() -> None:
+    world = World(5, -1)
+    while len(world.events.of("step")) < 6:
+        world.turn()
+    world.interrupted = True
+    world.end(world.processes["s1"])
+    world.run(3000)
+    assert world.outcome == "interrupted"
+
+
+@pytest.mark.parametrize("staleness", [0, 1, -1])
+def test_a_late_copy_of_a_join_harms_nobody(staleness: int) -> None:
+    world = World(6, staleness)
+    joins: list[m.Request] = []
+    while len(world.events.of("step")) < 6:
+        joins += [request for request in world.said if isinstance(request, m.Join)][-1:]
+        world.turn()
+    for request in joins[:20]:
+        world.handle(request)
+    world.run(20_000)
+    assert world.trained() == [ONCE] * 2
+
+
+@pytest.mark.parametrize("staleness", [0, -1])
+def test_no_more_updates_are_made_than_steps_are_wanted(staleness: int) -> None:
+    world = World(7, staleness, workers=6, pace=PaceConfig(batch=12, steps=5))
+    world.run()
+    assert [step["step"] for step in world.events.of("step")] == [1, 2, 3, 4, 5]
+    assert world.events.of("checkpoint")[-1]["step"] == 5
+
+
+@pytest.mark.parametrize("staleness", [0, -1])
+def test_an_interrupted_run_makes_as_many_updates_as_it_would_have(staleness: int) -> None:
+    world = World(8, staleness, pace=PaceConfig(batch=12, steps=9))
+    while len(world.events.of("step")) < 3:
+        world.turn()
+    world.interrupted = True
+    world.run()
+    assert world.outcome == "interrupted"
+    world.outcome, world.interrupted = "", False
+    world.processes.clear()
+    world.open(resumed=True)
+    world.run()
+    assert world.outcome == "finished"
+    assert [step["step"] for step in world.events.of("step")] == list(range(1, 10))
+
+
+def test_in_a_bulk_synchronous_run_who_has_to_go_goes_with_the_next_update() -> None:
+    world = World(9, 0)
+    while len(world.events.of("step")) < 4:
+        world.turn()
+    world.notices = (("w0", "its host is to be drained"),)
+    while "w0" in world.processes and not world.processes["w0"].over:
+        world.turn()
+    world.notices = ()
+    assert len(world.events.of("step")) <= 6
+    world.run()
+    assert world.trained() == [ONCE] * 2
+
+
+def test_a_worker_that_keeps_leaving_is_told_and_waits_ever_longer() -> None:
+    world = World(10, -1)
+    while len(world.events.of("step")) < 2:
+        world.turn()
+    for _ in range(12):
+        round_id = world.coordinator.standing[0]
+        reply = world.handle(m.Join("w0", world.processes["w0"].incarnation, -1, round_id, "no route"))
+    assert isinstance(reply, m.Wait)
+    told = [event["reason"] for event in world.events.of("fault") if "no route" in event["reason"]]
+    assert told and "waits" in told[-1]
+    world.run()
+    assert world.trained() == [ONCE] * 2
 
 
 def test_the_checks_would_notice_a_push_that_counts_before_all_servers_have_it(

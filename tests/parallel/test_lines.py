@@ -31,7 +31,7 @@ def echo(line: Line) -> None:
 
 @pytest.fixture
 def listener() -> Iterator[Listener]:
-    made = Listener(True, echo, TIMEOUT_S)
+    made = Listener(True, echo)
     yield made
     made.close()
 
@@ -95,7 +95,7 @@ def test_hanging_up_wakes_who_waits() -> None:
         waits.set()
         line.receive()
 
-    listener = Listener(True, silent, TIMEOUT_S)
+    listener = Listener(True, silent)
     line = connect(listener.address, TIMEOUT_S)
     assert waits.wait(TIMEOUT_S)
     listener.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from shoestring.base.clock import SystemClock
 from shoestring.base.errors import SampleError
-from shoestring.train.task import BaseTask, LossOut, SampleIds, StepContext
+from shoestring.train.task import BaseTask, LossOut, ParallelLayout, SampleIds, StepContext
 
 
 class Vector(nn.Module):
@@ -139,14 +140,38 @@ class LaggardTask(CountingTask):
             self._mark.touch(exist_ok=False)
         except FileExistsError:
             return made
-        made.register_step_pre_hook(lambda *_: self._work())
+        made.register_step_pre_hook(lambda *_: burn(self.work_s))
         return made
 
-    def _work(self) -> None:
-        clock = SystemClock()
-        until_s, block = clock.now() + self.work_s, torch.ones(64, 64)
-        while clock.now() < until_s:
-            block = (block @ block).tanh()
+
+def burn(seconds: float) -> None:
+    """Compute for a while."""
+    clock = SystemClock()
+    until_s, block = clock.now() + seconds, torch.ones(64, 64)
+    while clock.now() < until_s:
+        block = (block @ block).tanh()
+
+
+class SlowOneTask(CountingTask):
+    """The first process that computes takes its time for each pass."""
+
+    work_s = 0.08
+
+    def __init__(self, samples: int, marks: str) -> None:
+        super().__init__(samples)
+        self._mark = Path(marks) / "slow one"
+        self._slow: bool | None = None
+
+    def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
+        if self._slow is None:
+            try:
+                self._mark.touch(exist_ok=False)
+                self._slow = True
+            except FileExistsError:
+                self._slow = False
+        if self._slow:
+            burn(self.work_s)
+        return super().loss(model, batch, ids, context)
 
 
 class HungryTask(CountingTask):
@@ -272,6 +297,32 @@ class ClickTask(BaseTask):
         return LossOut(loss, float(len(ids)))
 
 
+class ClickPartsTask(ClickTask):
+    """The same, built without values and brought one parameter at a time, from one seeded stream."""
+
+    def build(self, device: torch.device) -> nn.Module:
+        with device:
+            model = super().build(device)
+        if device.type != "meta":
+            parameters = dict(model.named_parameters())
+            with torch.no_grad():
+                for name, value in self.initial_values(model):
+                    parameters[name].copy_(value)
+        return model
+
+    def initial_values(self, model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """Of all parameters that the model has."""
+        generator = torch.Generator().manual_seed(11)
+        for name, parameter in model.named_parameters():
+            value = 0.3 * torch.randn(parameter.shape, generator=generator)
+            if name == "items.weight":
+                value[0] = 0.0
+            yield name, value
+
+    def parallel_layout(self, model: nn.Module) -> ParallelLayout:
+        return ParallelLayout(initial=self.initial_values)
+
+
 class SineMaml(BaseTask):
     """MAML (arXiv 1703.03400): a sample is a sine wave; inner steps on support, outer loss on query."""
 
@@ -374,6 +425,11 @@ def laggard(settings: dict[str, Any], run_dir: Path) -> LaggardTask:
     return LaggardTask(settings["samples"], settings["marks"])
 
 
+def slow_one(settings: dict[str, Any], run_dir: Path) -> SlowOneTask:
+    """Maker for workers."""
+    return SlowOneTask(settings["samples"], settings["marks"])
+
+
 def hungry(settings: dict[str, Any], run_dir: Path) -> HungryTask:
     """Maker for workers."""
     return HungryTask(**settings)
@@ -382,6 +438,11 @@ def hungry(settings: dict[str, Any], run_dir: Path) -> HungryTask:
 def regression(settings: dict[str, Any], run_dir: Path) -> RegressionTask:
     """Maker for workers."""
     return RegressionTask(**settings)
+
+
+def click_parts(settings: dict[str, Any], run_dir: Path) -> ClickPartsTask:
+    """Maker for workers."""
+    return ClickPartsTask(**settings)
 
 
 def telling(settings: dict[str, Any], run_dir: Path) -> TellingTask:

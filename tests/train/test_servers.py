@@ -78,18 +78,20 @@ def test_bulk_synchronous_servers_give_the_update_of_one_process(tmp_path: Path,
     assert torch.linalg.vector_norm(one - served) / torch.linalg.vector_norm(one) < 1e-6
 
 
-@pytest.mark.parametrize("servers", [1, 3])
-def test_tables_on_servers_learn_as_they_would_in_one_process(tmp_path: Path, servers: int) -> None:
+@pytest.mark.parametrize(("task", "servers"), [("click", 1), ("click", 3), ("click_parts", 2)])
+def test_tables_on_servers_learn_as_they_would_in_one_process(
+    tmp_path: Path, task: str, servers: int
+) -> None:
     """Row by row on servers; dense in the one process, where rows without a gradient stay, too."""
     states = []
     for name, workers, count in (("one", 1, 0), ("served", 2, servers)):
         train = TrainConfig(seed=5, micro_batch=9, clip_norm=0.05, schedule=STEADY)
         launch = make_launch(
-            tmp_path / name, "click", {"sparse": count > 0}, 3000, workers=workers, batch=40, steps=40,
+            tmp_path / name, task, {"sparse": count > 0}, 3000, workers=workers, batch=40, steps=40,
             train=train, servers=count,
         )  # fmt: skip
         assert run(launch).status == "finished"
-        states.append(final_state(launch, "click", {"sparse": False})[0].tensors())
+        states.append(final_state(launch, task, {"sparse": False})[0].tensors())
     assert set(states[0]) == set(states[1])
     for name, one in states[0].items():
         assert torch.allclose(one, states[1][name], atol=1e-6), name
@@ -125,19 +127,23 @@ def test_an_optimizer_that_touches_all_rows_is_refused(tmp_path: Path) -> None:
     assert "Adagrad" in outcome.error
 
 
-def test_bounded_staleness_is_bounded(tmp_path: Path) -> None:
-    """Worker w1 gets the slow samples; the others go no further ahead of it than they may."""
+@pytest.mark.parametrize(("staleness", "most"), [(2, 3), (-1, 1000)])
+def test_bounded_staleness_is_bounded(tmp_path: Path, staleness: int, most: int) -> None:
+    """One worker is slow for good; the others go no further ahead of it than they may."""
+    settings = {"samples": 600, "marks": str(tmp_path)}
     launch = make_launch(
-        tmp_path, "winding", {"samples": 240}, 240, workers=3, servers=1, staleness=2, batch=30,
-        train=TrainConfig(clip_norm=0.0, micro_batch=2, schedule=STEADY),
+        tmp_path, "slow_one", settings, 600, workers=3, servers=1, staleness=staleness, batch=30,
+        train=TrainConfig(clip_norm=0.0, micro_batch=10, schedule=STEADY),
     )  # fmt: skip
     assert run(launch).status == "finished"
+    assert torch.equal(counts_of(launch, 600), torch.ones(600))
     clocks: Counter[str] = Counter({"w0": 0, "w1": 0, "w2": 0})
     ahead = []
     for step in read_events(tmp_path / "events.jsonl").of("step"):
         clocks.update(list(step["workers"]))
         ahead.append(max(clocks.values()) - min(clocks.values()))
-    assert max(ahead) <= 3, "an order may be given to who is two ahead, and makes it three"
+    # An order may be given to who is two ahead, and makes it three.
+    assert 2 < max(ahead) <= most and (most == 3 or max(ahead) > 3)
 
 
 def test_bad_samples_are_named_and_the_rest_counts(tmp_path: Path) -> None:
@@ -253,17 +259,22 @@ class ServerHarm(ChaosHost):
 
 
 class ServersOnly(ServerHarm):
-    """Kills servers, one at a time."""
+    """Kills servers, one at a time, and the coordinator."""
 
     def _kill_something(self) -> None:
+        if self._random.random() < 0.5 and self.coordinator_pid:
+            self.kill_coordinator()
+            self.killed.append("coordinator")
+            return
         self.kill(*self._random.choice([one for one in sorted(self.alive()) if is_server(one[0])]))
         self.killed.append("server")
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("seed", few(1, 8))
-def test_servers_that_die_leave_the_model_as_it_would_have_been(tmp_path: Path, seed: int) -> None:
-    """Bulk-synchronous: parameters, tables and optimizer state go back with the ledger; the same follows."""
+def test_who_dies_leaves_the_model_as_it_would_have_been(tmp_path: Path, seed: int) -> None:
+    """Bulk-synchronous: parameters, tables and optimizer state go back with the ledger, or stay; norms
+    are asked for across rounds."""
     models = []
     for name in ("calm", "harmed"):
         launch = make_launch(
@@ -305,7 +316,10 @@ def test_never_above_one_where_a_sample_may_be_used_once_at_most(tmp_path: Path,
         members={"same_failures": 1000, "backoff_s": 0.02, "backoff_max_s": 0.05},
     )  # fmt: skip
     run_under(launch, seed, ServerHarm)
-    assert set(counts_of(launch, 3000).tolist()) <= {0.0, 1.0}
+    counts = counts_of(launch, 3000)
+    assert set(counts.tolist()) <= {0.0, 1.0}
+    with DurableLedger.open(f"sqlite:///{tmp_path / 'ledger.db'}", launch.ledger) as ledger:
+        assert ledger.counts().skipped == int((counts == 0).sum()) < 3000 and not ledger.counts().todo
 
 
 def test_what_does_not_go_together_is_refused_with_what_does() -> None:

@@ -236,7 +236,11 @@ def adopt(inner: torch.optim.Optimizer, originals: dict[int, str], pieces: list[
                 )
             piece = by_name[name]
             if parameter in inner.state:
-                inner.state[piece.master] = _cut_state(inner.state.pop(parameter), piece)
+                state = {
+                    key: without_meta(value, group, piece.flat.device) if isinstance(value, Tensor) else value
+                    for key, value in inner.state.pop(parameter).items()
+                }
+                inner.state[piece.master] = _cut_state(state, piece)
             members.append(piece.master)
         group["params"] = members
 
@@ -245,6 +249,18 @@ def tell(inner: torch.optim.Optimizer, pieces: list[Piece], engine: Engine) -> N
     """Let an optimizer that knows about pieces know which ones its groups hold now."""
     if isinstance(inner, TakesPieces):
         inner.take_pieces(pieces, engine)
+
+
+CONSTANT = "initial_accumulator_value"
+
+
+def without_meta(value: Tensor, group: dict[str, Any], device: torch.device) -> Tensor:
+    """An optimizer's first state as its constructor made it, also where that was on the meta device: there,
+    what it holds is the constant that Adagrad names, or zero."""
+    if not value.is_meta:
+        return value
+    constant = float(group[CONSTANT]) if CONSTANT in group and value.dim() else 0.0
+    return torch.full(value.shape, constant, dtype=value.dtype, device=device)
 
 
 def _cut_state(state: dict[str, Any], piece: Piece) -> dict[str, Any]:

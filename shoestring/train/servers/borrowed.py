@@ -23,8 +23,14 @@ from shoestring.train.exchange import Sums
 from shoestring.train.servers import asks
 from shoestring.train.servers.packing import packed_bytes, unpack
 from shoestring.train.servers.server import answer, key_of
-from shoestring.train.servers.tables import BorrowedTables, split_rows, table_modules, take_out
-from shoestring.train.state import TrainState
+from shoestring.train.servers.tables import (
+    BorrowedTables,
+    split_rows,
+    table_modules,
+    take_out,
+    with_all_parts,
+)
+from shoestring.train.state import DTYPES, TrainState
 from shoestring.train.task import Task
 
 ALONE = Group(0, 1)
@@ -82,11 +88,18 @@ class Borrowed:
         self._config = config
         self._servers: list[Parts] = []
         self._round_id = -1
-        self.state = TrainState(task, device, config.seed, updated=False)
+        self.state = TrainState(task, device, config.seed, cut=True, updated=False)
         modules = table_modules(self.state.model)
         take_out(modules, self.state.inner)
-        self._tables = BorrowedTables(modules, device, self._fetch)
-        self.state.lay_out(parse_strategy("NNN"), Alone(), config.sharding.dtype, "as_is")
+        chosen = DTYPES[config.sharding.dtype] if config.sharding.dtype in DTYPES else None
+        self._tables = BorrowedTables(modules, device, self._fetch, chosen)
+        self.state.lay_out(
+            parse_strategy("NNN"),
+            Alone(),
+            config.sharding.dtype,
+            "as_is",
+            with_all_parts(self.state.model, task),
+        )
 
     def enter(self, group: Group, round_: m.Round) -> None:
         """Connect to the servers of a round.

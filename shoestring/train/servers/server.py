@@ -29,11 +29,13 @@ from shoestring.parallel.paro.optimizer import SharesWork
 from shoestring.train.config import TrainConfig
 from shoestring.train.servers import asks
 from shoestring.train.servers.shelf import Copy, Shelf
-from shoestring.train.servers.tables import Rows, ServedTable, table_modules, take_out
+from shoestring.train.servers.tables import Rows, ServedTable, table_modules, take_out, with_all_parts
 from shoestring.train.state import TrainState
 from shoestring.train.task import Task
 
 T = TypeVar("T")
+Part = tuple[int, dict[str, tuple[int, str]], str]
+"""Of a checkpoint: its step, the files that were written, and what went wrong."""
 CUT = parse_strategy("GGG")
 
 
@@ -71,7 +73,7 @@ class Server:
         while True:
             step, held = -1, None
             if self._shelf is not None:
-                step, held = self._shelf.state.step, self._shelf.state.held()
+                step, held = self._shelf.standing()
             invitation = self._seat.join(step, problem, held)
             if isinstance(invitation, m.Stop):
                 return invitation.reason
@@ -114,7 +116,8 @@ class Server:
                 "set fleet.servers.count=1, or take an elementwise optimizer such as AdamW",
             )
         tables = self._tables(state, place)
-        state.lay_out(CUT, place, self._config.sharding.dtype, "as_is")
+        whole = with_all_parts(state.model, self._task)
+        state.lay_out(CUT, place, self._config.sharding.dtype, "as_is", whole)
         return state, tables
 
     def _tables(self, state: TrainState, place: Place) -> list[ServedTable]:
@@ -123,7 +126,7 @@ class Server:
         if any(taken.values.is_meta for taken in wanted.values()):
             bring = self._task.parallel_layout(state.model).initial
             assert bring is not None  # or the model would have been built whole
-            for name, value in bring(state.model):
+            for name, value in bring(with_all_parts(state.model, self._task)):
                 if name in wanted:
                     wanted[name] = replace(wanted[name], values=value)
         return [
@@ -144,18 +147,19 @@ class Server:
         """Listen, and let the others know where."""
         peers = Peers(round_, self._config.exchange_timeout_s)
         shelf.others = peers.square
-        listener = Listener(self._loopback, lambda line: serve(line, shelf), self._config.exchange_timeout_s)
+        listener = Listener(self._loopback, lambda line: serve(line, shelf))
         try:
             table = self._seat.kv(round_.round_id)
             table.set(key_of(round_.rank), listener.address)
             peers.know({rank: table.get(key_of(rank)) for rank in range(len(round_.members))})
             yield
         finally:
-            listener.close()
             peers.close()
+            listener.close()
 
     def _work(self, shelf: Shelf, round_: m.Round) -> str:
         """Look for news of the coordinator now and then: workers bring most of them."""
+        written: list[Part] = []
         while True:
             if shelf.error is not None:
                 raise shelf.error
@@ -163,15 +167,19 @@ class Server:
             if isinstance(reply, m.Stop):
                 return reply.reason
             if reply.updates:
-                shelf.advance(round_.round_id, reply.updates)
-            for copy in shelf.copies(0.0 if reply.updates else self._poll_s):
-                self._save(round_, copy)
+                with self._seat.phase("compute"):
+                    shelf.advance(round_.round_id, reply.updates)
+            written += [
+                self._write(round_, copy) for copy in shelf.copies(0.0 if reply.updates else self._poll_s)
+            ]
+            # Others may write for longer: news are wanted meanwhile.
+            written = [part for part in written if not self._seat.offer_saved(round_.round_id, *part)]
 
     def _report(self, shelf: Shelf) -> m.StepReport | None:
         work = shelf.work()
         return m.StepReport(work.updates, work.seconds, 0.0) if work.updates else None
 
-    def _save(self, round_: m.Round, copy: Copy) -> None:
+    def _write(self, round_: m.Round, copy: Copy) -> Part:
         files: dict[str, tuple[int, str]] = {}
         error = ""
         with self._seat.phase("save"):
@@ -180,7 +188,7 @@ class Server:
                 files = {path.name: file_checksum(path) for path in written}
             except CheckpointError as problem:
                 error = problem.what
-        self._seat.saved(round_.round_id, copy.step, files, error)
+        return copy.step, files, error
 
 
 class Peers:
@@ -191,6 +199,7 @@ class Peers:
         self._round = round_
         self._addresses: dict[int, bytes] = {}
         self._known = threading.Event()
+        self._over = False
         self._timeout_s = timeout_s
         self._lines: dict[int, Line] = {}
 
@@ -205,19 +214,28 @@ class Peers:
         Raises:
             PeerLostError: one is gone.
         """
-        if not self._known.wait(self._timeout_s):
+        if not self._known.wait(self._timeout_s) or self._over:
             raise PeerLostError("the other servers were not found")
         others = [rank for rank in range(len(self._round.members)) if rank != self._round.rank]
-        for rank in others:
-            if rank not in self._lines:
-                self._lines[rank] = connect(self._addresses[rank], self._timeout_s)
-            self._lines[rank].send(asks.encode(asks.Square(self._round.round_id, update)))
-        return sum(answer(self._lines[rank], asks.Value).value for rank in others)
+        try:
+            for rank in others:
+                if rank not in self._lines:
+                    self._lines[rank] = connect(self._addresses[rank], self._timeout_s)
+                self._lines[rank].send(asks.encode(asks.Square(self._round.round_id, update)))
+            return sum(answer(self._lines[rank], asks.Value).value for rank in others)
+        except PeerLostError:
+            self._hang_up()  # an answer that comes late must not be taken for the next one
+            raise
 
     def close(self) -> None:
-        """Hang up."""
-        for line in self._lines.values():
+        """Hang up; nobody is asked any more."""
+        self._over = True
+        self._hang_up()
+
+    def _hang_up(self) -> None:
+        for line in list(self._lines.values()):
             line.close()
+        self._lines.clear()
 
 
 def key_of(rank: int) -> str:
@@ -264,6 +282,10 @@ def serve(line: Line, shelf: Shelf) -> None:
                 tables = tuple((table.name, table.first, table.stop) for table in shelf.tables)
                 line.send(asks.encode(asks.Shard(pieces, tuple(shelf.buffers()), tables)))
         except (PeerLostError, msgspec.DecodeError) as error:
+            line.send(asks.encode(asks.No(str(error))))
+            return
+        except Exception as error:  # noqa: BLE001  whatever it is, the main thread ends this process by it
+            shelf.fail(error)
             line.send(asks.encode(asks.No(str(error))))
             return
 

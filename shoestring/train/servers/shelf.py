@@ -15,7 +15,7 @@ from torch import Tensor
 
 from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError
-from shoestring.fleet.messages import Update
+from shoestring.fleet.messages import Held, Update
 from shoestring.parallel.group import PeerLostError
 from shoestring.parallel.paro.flat import Piece
 from shoestring.parallel.paro.optimizer import SharesWork
@@ -107,6 +107,7 @@ class Shelf:
         self._applying = threading.Lock()  # of the state
         self._news = threading.Event()
         self._to_save: list[Copy] = []
+        self._asked = ""
         self._work = Work()
         self.round_id = -1
         self.error: BaseException | None = None
@@ -130,14 +131,15 @@ class Shelf:
 
     def begin(self, round_id: int, fresh: bool) -> None:
         """A round begins; `fresh`: from another state, so that nothing that is there means anything. Else
-        pushes of the round before may still be in updates to come."""
+        pushes of rounds before may still be in updates to come, and others ask for norms of updates that
+        were."""
         with self._waiting:
-            old = [n for n, one in self._staged.items() if fresh or one.push.round_id < self.round_id]
-            for number in old:
-                del self._staged[number]
-            self._squares.clear()
+            if fresh:
+                self._staged.clear()
+                self._squares.clear()
             self._refused.clear()
             self._to_save.clear()
+            self._asked = ""
             self.round_id, self.error, self._work = round_id, None, Work()
 
     def check(self, round_id: int) -> None:
@@ -204,6 +206,8 @@ class Shelf:
         with self._applying:
             self.check(round_id)
             for update in updates:
+                if update.number == self.state.step and not update.pushes:
+                    self._copy(update)
                 if update.number <= self.state.step:
                     continue
                 if update.number != self.state.step + 1:
@@ -213,37 +217,45 @@ class Shelf:
                 except PeerLostError:
                     raise
                 except Exception as error:
-                    self.error = error  # the main thread ends this process by it
-                    self._news.set()
+                    self.fail(error)
                     raise PeerLostError(f"update {update.number} failed: {error}") from error
 
     def _apply(self, update: Update) -> None:
         began_s = self._clock.now()
-        waited_s = 0.0
-        if update.pushes:
-            with self._waiting:
-                total = self._sum(update)
-                self._squares[update.number] = total.square
-            square = self._staged[update.pushes[0]].push.square
-            if len(update.pushes) > 1:
-                asked_s = self._clock.now()
-                square = total.square + (self.others(update) if self._config.clip_norm else 0.0)
-                waited_s = self._clock.now() - asked_s
-            self.state.step = -1  # half an update is nothing to build on
-            self._step(update, total, square)
+        with self._waiting:
+            total = self._sum(update)
+            self._squares[update.number] = total.square
+            pushed = [self._staged[number].push for number in update.pushes]
+        square, waited_s = pushed[0].square, 0.0
+        if len(pushed) > 1:
+            asked_s = self._clock.now()
+            square = total.square + (self.others(update) if self._config.clip_norm else 0.0)
+            waited_s = self._clock.now() - asked_s
+        self.state.step = -1  # half an update is nothing to build on
+        self._step(update, total, square)
         self.state.step = update.number
         with self._waiting:
             for number in (*update.pushes, *update.dropped):
                 self._staged.pop(number, None)
             self._squares.pop(update.number - REMEMBERED, None)
             self._refused |= set(update.dropped)
-            self._work.updates += bool(update.pushes)
+            self._work.updates += 1
             self._work.seconds += self._clock.now() - began_s - waited_s
-            if update.save:
-                own = {name: copy_of(tensor) for name, tensor in self._own_tensors().items()}
-                self._to_save.append(Copy(update.number, update.save, own))
-        if update.save:
-            self._news.set()
+            if any(push.round_id == self.round_id for push in pushed):
+                # No update to come has a push of an earlier round.
+                for number in [n for n, one in self._staged.items() if one.push.round_id < self.round_id]:
+                    del self._staged[number]
+        self._copy(update)
+
+    def _copy(self, update: Update) -> None:
+        """Set the state aside, if it is to be saved as of now; once."""
+        if not update.save or update.save == self._asked:
+            return
+        own = {name: copy_of(tensor) for name, tensor in self._own_tensors().items()}
+        with self._waiting:
+            self._asked = update.save
+            self._to_save.append(Copy(update.number, update.save, own))
+        self._news.set()
 
     def _own_tensors(self) -> dict[str, Tensor]:
         tables = [table.own_tensors() for table in self.tables]
@@ -313,6 +325,16 @@ class Shelf:
         with self._waiting:
             done, self._work = self._work, Work()
         return done
+
+    def standing(self) -> tuple[int, Held | None]:
+        """The newest update in it, and the place of this shard; waits for one that is being applied."""
+        with self._applying:
+            return self.state.step, self.state.held()
+
+    def fail(self, error: BaseException) -> None:
+        """This process has to end."""
+        self.error = self.error or error
+        self._news.set()
 
     def copies(self, wait_s: float) -> list[Copy]:
         """Copies to be written; waits that long for one."""

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from shoestring.base.errors import ConfigError
+from shoestring.parallel.paro.optimizer import without_meta
 from shoestring.parallel.paro.pieces import PieceTensor
+from shoestring.train.task import Task
 
-ROW_BY_ROW = frozenset({"SGD", "Adagrad", "SparseAdam"})
+ROW_BY_ROW = frozenset({"SGD", "Adagrad"})
 """Optimizers of torch that update the rows which have a gradient, and no others."""
 
 Hook = Callable[
@@ -105,8 +107,15 @@ def take_out(
                 f"{name} is a table that no optimizer updates",
                 "freeze it with sparse=False, or give it to one",
             )
-        module.weight = weight.detach()[:0]
+        module.weight = weight.new_empty((0, *weight.shape[1:]), device="cpu").detach()  # of no memory
     return found
+
+
+def with_all_parts(model: nn.Module, task: Task) -> nn.Module:
+    """The same model with its tables, for a task that brings initial values for all of one; without values
+    where this one's are on the meta device."""
+    on_meta = any(parameter.is_meta for parameter in model.parameters())
+    return task.build(torch.device("meta")) if on_meta else model
 
 
 class ServedTable:
@@ -137,7 +146,7 @@ class ServedTable:
                 f"{kind.__name__} cannot update single rows of {name}, which has sparse=True",
                 f"use one of {', '.join(sorted(ROW_BY_ROW))}, or leave sparse=True out",
             )
-        for setting in ("momentum", "weight_decay"):
+        for setting in ("momentum", "weight_decay", "lr_decay"):
             if taken.options.get(setting):
                 raise ConfigError(
                     f"{setting} changes all rows of {name} in each update, and only some are there",
@@ -215,7 +224,7 @@ class ServedTable:
             if isinstance(value, Tensor) and value.dim() == 0:
                 value.zero_()
             elif isinstance(first := taken.state.get(key), Tensor) and first.shape == self.shape:
-                value.copy_(first[self.first : self.stop])
+                value.copy_(without_meta(first, taken.options, value.device)[self.first : self.stop])
 
 
 def rows_of(rows: int, rank: int, size: int) -> tuple[int, int]:
@@ -230,10 +239,15 @@ class BorrowedTables:
     Args:
         modules: taken out of the model's parameters by `take_out`.
         fetch: from the servers.
+        dtype: that rows are computed with; None: what the module holds.
     """
 
     def __init__(
-        self, modules: dict[str, nn.Embedding | nn.EmbeddingBag], device: torch.device, fetch: Fetch
+        self,
+        modules: dict[str, nn.Embedding | nn.EmbeddingBag],
+        device: torch.device,
+        fetch: Fetch,
+        dtype: torch.dtype | None,
     ) -> None:
         self.names = tuple(modules)
         self._device = device
@@ -243,7 +257,8 @@ class BorrowedTables:
         for number, module in enumerate(modules.values()):
             module.sparse = False  # of the few rows that are here all have a gradient
             padding = module.padding_idx
-            module.register_forward_pre_hook(self._hook(number, padding), with_kwargs=True)
+            as_what = dtype or module.weight.dtype
+            module.register_forward_pre_hook(self._hook(number, padding, as_what), with_kwargs=True)
 
     def forget(self) -> None:
         """A new step begins."""
@@ -257,14 +272,14 @@ class BorrowedTables:
                 parts[number].append((ids, leaf.grad.detach().float().cpu()))
         return [merged(one, dim) for one, dim in zip(parts, self.dims, strict=True)]
 
-    def _hook(self, number: int, padding: int | None) -> Hook:
+    def _hook(self, number: int, padding: int | None, dtype: torch.dtype) -> Hook:
         def before(
             module: nn.Module, args: tuple[Tensor, ...], kwargs: dict[str, object]
         ) -> tuple[tuple[Tensor, ...], dict[str, object]]:
             wanted = args[0] if args else kwargs.pop("input")
             assert isinstance(wanted, Tensor)
             ids, places = torch.unique(wanted.cpu(), return_inverse=True)
-            leaf = self._fetch(number, ids).to(self._device).requires_grad_(torch.is_grad_enabled())
+            leaf = self._fetch(number, ids).to(self._device, dtype).requires_grad_(torch.is_grad_enabled())
             if leaf.requires_grad:
                 self._used.append((number, ids, leaf))
             module.weight = leaf
