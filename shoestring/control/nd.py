@@ -41,7 +41,8 @@ def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
         for w, v in views.items()
         if v.short.reports >= options.min_reports or v.short.changed
     }
-    first = not known and all(v.short.reports for v in views.values())
+    # A step is planned when its first member asks: some have told of the last one then, and some have not.
+    first = len(known) < len(views) and all(v.short.reports for v in views.values())
     if first:
         known = {w: v.short.samples_per_s for w, v in views.items()}
     if len(views) < 2 or not known:

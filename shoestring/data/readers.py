@@ -6,11 +6,10 @@ A reader never gives up the others' data for one bad file: what cannot be read c
 
 from __future__ import annotations
 
-import gzip
 import io
 import zlib
 from collections.abc import Iterator
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import fsspec
 import msgspec
@@ -18,10 +17,10 @@ import pyarrow.lib
 import pyarrow.parquet
 import zstandard
 
+from shoestring.data.packed import kind_of, unpacked
 from shoestring.data.sources import SourceFile
 
 TEXT_PIECE_BYTES = 16 << 20
-_CHUNK_BYTES = 1 << 18
 _LONG_LINES = 4
 _PARQUET_ROWS = 256
 _LINES = (".jsonl", ".ndjson")
@@ -97,8 +96,8 @@ def read_file(file: SourceFile, text_field: str) -> Iterator[Document | SkippedF
 
 
 def _documents(file: SourceFile, raw: BinaryIO, text_field: str, rows: _Rows) -> Iterator[Document]:
-    kind, packed = _kind(file.name)
-    stream = _unpacked(raw, packed)
+    kind, packed = kind_of(file.name)
+    stream = unpacked(raw, packed)
     if kind in _LINES:
         texts = _json_lines(stream, text_field, rows)
     elif kind == ".parquet":
@@ -108,22 +107,6 @@ def _documents(file: SourceFile, raw: BinaryIO, text_field: str, rows: _Rows) ->
         return
     for number, data in texts:
         yield Document(f"{file.name}#{number}", data, raw.tell())
-
-
-def _kind(name: str) -> tuple[str, str]:
-    """`a.jsonl.gz` -> (`.jsonl`, `.gz`); in lower case, empty where there is none."""
-    lower = name.lower()
-    packed = next((ending for ending in (".gz", ".zst") if lower.endswith(ending)), "")
-    plain = lower.removesuffix(packed)
-    return plain[plain.rfind(".") :] if "." in plain else "", packed
-
-
-def _unpacked(raw: BinaryIO, packed: str) -> BinaryIO:
-    if packed == ".gz":
-        return cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-    if packed == ".zst":
-        return io.BufferedReader(_ZstdStream(raw), _CHUNK_BYTES)
-    return raw
 
 
 def _plain_text(file: SourceFile, raw: BinaryIO, stream: BinaryIO) -> Iterator[Document]:
@@ -208,34 +191,3 @@ def _cell_text(value: Any) -> bytes | None:
         except UnicodeDecodeError:
             return None
     return value.encode("utf-8") if isinstance(value, str) else None
-
-
-class _ZstdStream(io.RawIOBase):
-    """Reads zstandard frames one after the other; unlike the package's own reader, it tells a cut-off end."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._frame: Any = None
-        self._ready = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        while not self._ready:
-            chunk = self._leftover() or self._raw.read(_CHUNK_BYTES)
-            if not chunk:
-                if self._frame is not None and not self._frame.eof:
-                    raise EOFError("the compressed data ends in the middle")
-                return 0
-            if self._frame is None or self._frame.eof:
-                self._frame = zstandard.ZstdDecompressor().decompressobj()
-            self._ready = memoryview(self._frame.decompress(chunk))
-        count = min(len(buffer), len(self._ready))
-        buffer[:count] = self._ready[:count]
-        self._ready = self._ready[count:]
-        return count
-
-    def _leftover(self) -> bytes:
-        """Bytes after the end of a frame, where the next one begins."""
-        return bytes(self._frame.unused_data) if self._frame is not None and self._frame.eof else b""

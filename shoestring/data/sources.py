@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,14 +87,36 @@ def find_files(config: SourceConfig) -> tuple[SourceFile, ...]:
         DataError: when a pattern matches nothing or cannot be looked up, or all that matches is empty.
     """
     if config.files:
-        found = {file.url: file for pattern in reversed(config.files) for file in _matches(pattern)}
-        files: Iterable[SourceFile] = found.values()
+        result = files_of(config.files)
     else:
         files = standard_library(sysconfig.get_path("stdlib"), config.include_tests)
-    result = tuple(sorted(files, key=lambda file: (file.name, file.url)))
+        result = tuple(sorted(files, key=lambda file: (file.name, file.url)))
     if not any(file.size_bytes for file in result):
         raise DataError(f"all {len(result)} files of the data are empty", "give files that hold text")
     return result
+
+
+def files_of(patterns: Sequence[str]) -> tuple[SourceFile, ...]:
+    """All files that match, sorted by name; empty ones, too.
+
+    Raises:
+        DataError: when a pattern matches nothing or cannot be looked up.
+    """
+    found = {file.url: file for pattern in reversed(patterns) for file in _matches(pattern)}
+    return tuple(sorted(found.values(), key=lambda file: (file.name, file.url)))
+
+
+def version_of(url: str) -> str:
+    """What `SourceFile.version` would be now; empty where the file is gone.
+
+    Raises:
+        OSError: it cannot be looked up.
+    """
+    system, path = fsspec.core.url_to_fs(url)
+    try:
+        return _version(system.info(path))
+    except FileNotFoundError:
+        return ""
 
 
 def standard_library(root: str, include_tests: bool) -> list[SourceFile]:
@@ -195,10 +217,14 @@ def _source_file(system: Any, path: str, about: dict[str, Any], root: str) -> So
     if about["type"] != "file" and not (about["type"] == "link" and system.isfile(path)):
         return None
     name = path[len(root) :].lstrip("/") if path.startswith(root) else path
-    version = next((str(about[key]) for key in _VERSION_KEYS if key in about), "")
+    version = _version(about)
     local = "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,))
     url = path if local else str(system.unstrip_protocol(path))
     return SourceFile(name, url, int(about["size"] or 0), version)
+
+
+def _version(about: dict[str, Any]) -> str:
+    return next((str(about[key]) for key in _VERSION_KEYS if key in about), "")
 
 
 def _fixed_folder(pattern: str) -> str:

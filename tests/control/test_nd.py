@@ -57,6 +57,9 @@ def test_a_gain_that_noise_can_feign_changes_nothing() -> None:
 def test_one_report_of_each_is_enough_for_a_difference_that_noise_does_not_make() -> None:
     shares = split_of(nd(0.0, state({"w0": seen(30.0, 1), "w1": seen(10.0, 1), "w2": seen(5.0, 1)}), PATIENT))
     assert shares is not None and shares["w2"] == pytest.approx(5 / 45)
+    ahead = state({"w0": seen(30.0, 2), "w1": seen(10.0, 2), "w2": seen(5.0, 1)})
+    shares = split_of(nd(0.0, ahead, PATIENT))
+    assert shares is not None and shares["w2"] == pytest.approx(5 / 45)
     decision = nd(0.0, state({"w0": seen(12.0, 1), "w1": seen(10.0, 1), "w2": seen(6.0, 1)}), PATIENT)
     assert not decision.actions and "below 50.0%" in decision.reason
 

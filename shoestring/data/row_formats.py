@@ -1,0 +1,173 @@
+"""Rows of files: how many a file has, where reading may begin, and the rows from one number to another.
+
+Parquet, JSON lines, CSV, text by lines, a file as one row; plain, .gz, .zst; any fsspec URL. A row is never
+lost for another one's damage: what cannot be read comes out as a row without values, and an error that says
+what is wrong with it. Source: ours.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shoestring.data.packed import kind_of
+from shoestring.data.row_basics import READ_ERRORS, TOO_LONG, FileRows, Read, Rows, opened
+from shoestring.data.row_lines import CsvRows, JsonRows, TextRows
+from shoestring.data.row_types import settled, widened
+from shoestring.data.sources import SourceFile
+
+IMAGE, NAME = "bytes", "name"
+
+
+class RowFormat(Protocol):
+    """One kind of files."""
+
+    def scan(self, file: SourceFile, limit_bytes: int) -> FileRows:
+        """Look through a file.
+
+        Args:
+            limit_bytes: of a row; a larger one is not kept in memory, and is an error when it is read.
+
+        Raises:
+            DataError: it cannot be read at all; the text says why.
+        """
+        ...
+
+    def read(
+        self, file: SourceFile, about: FileRows, start: int, stop: int, schema: pa.Schema, limit_bytes: int
+    ) -> Read:
+        """Rows [start, stop).
+
+        Raises:
+            DataError: the file cannot be read any more.
+        """
+        ...
+
+
+def format_of(name: str) -> RowFormat:
+    """By the ending of a file's name; what has none that is known is a row by itself.
+
+    Example: `a.csv.gz` is CSV.
+    """
+    kind, _ = kind_of(name)
+    by_ending: dict[str, RowFormat] = {
+        ".parquet": ParquetRows(), ".jsonl": JsonRows(), ".ndjson": JsonRows(), ".csv": CsvRows(),
+        ".txt": TextRows(), ".text": TextRows(), ".log": TextRows(),
+    }  # fmt: skip
+    return by_ending[kind] if kind in by_ending else WholeFile()
+
+
+class ParquetRows:
+    """Row groups are where reading may begin."""
+
+    def scan(self, file: SourceFile, limit_bytes: int) -> FileRows:
+        """See RowFormat."""
+        with opened(file) as stream:
+            table = pq.ParquetFile(stream)
+            about = table.metadata
+            cuts, count, largest = [], 0, 0
+            for number in range(about.num_row_groups):
+                group = about.row_group(number)
+                cuts.append((count, number))
+                count += group.num_rows
+                largest = max(largest, group.total_byte_size // max(1, group.num_rows))
+            fields = {one.name: one.type for one in table.schema_arrow}
+        return FileRows(count, tuple(cuts) or ((0, 0),), fields, largest)
+
+    def read(
+        self, file: SourceFile, about: FileRows, start: int, stop: int, schema: pa.Schema, limit_bytes: int
+    ) -> Read:
+        """See RowFormat. Where a row group is damaged, its rows have the columns that can be read."""
+        tables: list[pa.Table] = []
+        errors: dict[int, str] = {}
+        at = start
+        ends = [*(first for first, _ in about.cuts[1:]), about.rows]
+        with opened(file) as stream:
+            source = pq.ParquetFile(stream)
+            for (first, number), end in zip(about.cuts, ends, strict=True):
+                low, high = max(first, start), min(end, stop)
+                if low >= high:
+                    continue
+                table, damage = self._group(
+                    source, number, [name for name in schema.names if name in about.fields]
+                )
+                table = conformed(table.slice(low - first, high - low), schema)
+                if damage:
+                    errors |= {place - start: damage for place in range(at, at + high - low)}
+                tables.append(table)
+                at += high - low
+        return pa.concat_tables(tables) if tables else schema.empty_table(), errors
+
+    def _group(self, source: pq.ParquetFile, number: int, names: list[str]) -> tuple[pa.Table, str]:
+        try:
+            return source.read_row_group(number, columns=names), ""
+        except READ_ERRORS as error:
+            damage = f"row group {number} is damaged: {str(error).splitlines()[0]}"
+        count = source.metadata.row_group(number).num_rows
+        columns: dict[str, pa.Array] = {}
+        for name in names:
+            try:
+                columns[name] = source.read_row_group(number, columns=[name]).column(0)
+            except READ_ERRORS:
+                columns[name] = pa.nulls(count, source.schema_arrow.field(name).type)
+        return pa.table(columns), damage
+
+
+class WholeFile:
+    """A file is a row: its name, and its bytes as they are."""
+
+    def scan(self, file: SourceFile, limit_bytes: int) -> FileRows:
+        """See RowFormat."""
+        return FileRows(1, ((0, 0),), {NAME: pa.string(), IMAGE: pa.binary()}, file.size_bytes)
+
+    def read(
+        self, file: SourceFile, about: FileRows, start: int, stop: int, schema: pa.Schema, limit_bytes: int
+    ) -> Read:
+        """See RowFormat."""
+        found = Rows()
+        if file.size_bytes > limit_bytes:
+            found.add(None, TOO_LONG)
+        else:
+            with fsspec.open(file.url, "rb").open() as raw:
+                found.add({NAME: file.name, IMAGE: raw.read()}, "")
+        return found.table(schema), found.errors
+
+
+def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """With the columns of a schema: those that are missing are empty, others are cast where nothing is lost.
+
+    Raises:
+        ArrowInvalid: a value does not fit.
+    """
+    columns = [
+        table.column(one.name).cast(one.type)
+        if one.name in table.schema.names
+        else pa.nulls(table.num_rows, one.type)
+        for one in schema
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def schema_of(files: list[dict[str, pa.DataType]]) -> pa.Schema:
+    """One schema for several files, columns in the order in which they appear."""
+    fields: dict[str, pa.DataType] = {}
+    for one in files:
+        for name, kind in one.items():
+            fields[name] = _united(fields[name], kind) if name in fields else kind
+    return pa.schema([pa.field(name, settled(kind)) for name, kind in fields.items()])
+
+
+def _united(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    try:
+        return (
+            pa.unify_schemas(
+                [pa.schema([("x", one)]), pa.schema([("x", other)])], promote_options="permissive"
+            )
+            .field("x")
+            .type
+        )
+    except pa.lib.ArrowException:
+        return widened(one, other)
