@@ -106,7 +106,9 @@ class Serving(Stepper):
 
     def left(self, now: float, round_: RoundState, worker: str, problem: str, kept: Persisted) -> str:
         """A worker comes back from its visit; one that keeps coming back with nothing is admitted ever later.
-        Says what is worth knowing of that."""
+        Says what is worth knowing of that: not of one that was told to go."""
+        if self._steering.departs(worker):
+            problem = ""
         fruitless = round_.guests[worker].pushed < 0
         count = (self._fruitless[worker] if worker in self._fruitless else 0) + 1 if fruitless else 0
         pause_s = patience.pause_s(count)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -29,9 +31,11 @@ HEAD, FIRST, SECOND = 0, 1, 2
 @pytest.mark.parametrize("strategy", ["NNN", "GGG"])
 def test_a_worker_comes_with_a_host_and_leaves_before_a_drain(tmp_path: Path, strategy: str) -> None:
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+    own = Path(tempfile.mkdtemp(prefix="ray-"))  # its sockets' paths have to be short
     here = {
         "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
         "GLOO_SOCKET_IFNAME": DEVICE,  # the hosts have one name, and addresses of their own
+        "RAY_TMPDIR": str(own),  # or later programs on this machine would look for this cluster
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
     }  # fmt: skip
     with Lab(LabConfig(hosts=3)) as lab, (tmp_path / "ray.log").open("wb") as log:
@@ -54,6 +58,7 @@ def test_a_worker_comes_with_a_host_and_leaves_before_a_drain(tmp_path: Path, st
         assert wait_until(lambda: wanted.exists() or driver.poll() is not None, 90.0)
         node(SECOND, f"--address={address}", "--num-cpus=1")
         assert wait_until(lambda: driver.poll() is not None, 120.0), "the run does not end"
+    shutil.rmtree(own, ignore_errors=True)
     said = (tmp_path / "ray.log").read_text(errors="replace")
     assert driver.poll() == os.EX_OK, said[-4000:]
     record = read_events(tmp_path / "events.jsonl")

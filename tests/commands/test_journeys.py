@@ -37,7 +37,8 @@ def test_the_run_tells_its_story(finished: Path) -> None:
         event["kind"] for event in events.events
     }
     assert any("SIGKILL" in event["reason"] for event in events.of("fault"))
-    assert [event["step"] for event in events.of("step")] == list(range(1, 31))
+    # A survivor may be stuck in a message of the one that was killed, and steps are then made again.
+    assert sorted({event["step"] for event in events.of("step")}) == list(range(1, 31))
     skipped = events.of("data")[0]["skipped"]
     assert len(skipped) == 1 and "binary.txt" in skipped[0]["path"]
     names = {event["name"] for event in events.of("evaluation")}
