@@ -21,13 +21,9 @@ from shoestring.fleet.serving import Serving
 from shoestring.sim.storage import Disk, MemoryKeeper
 from shoestring.sim.store import MemoryLedger, Tables
 from tests.fleet.rig import Events
+from tests.seeds import few
 
 SAMPLES = 200
-
-
-def few(quick: int, of: int) -> list[object]:
-    """Seeds, all but the first few among the long tests."""
-    return [*range(quick), *(pytest.param(seed, marks=pytest.mark.long) for seed in range(quick, of))]
 
 
 ONCE = Counter(dict.fromkeys(range(SAMPLES), 1))

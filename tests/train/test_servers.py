@@ -26,7 +26,7 @@ from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.train.config import TrainConfig
 from shoestring.train.runs import JobConfig
 from shoestring.train.schedules import ScheduleConfig
-from tests.fleet.test_serving import few
+from tests.seeds import few
 from tests.train.fleets import final_state, make_launch, run
 from tests.train.test_counting_under_kills import ChaosHost, run_under
 
