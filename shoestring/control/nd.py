@@ -35,16 +35,24 @@ def restart(now: float, state: ControlState, options: PolicyOptions) -> Decision
 
 
 def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
-    views, shares = state.workers, state.shares
+    views = state.workers
+    speeds = {w: v.short.samples_per_s for w, v in views.items() if v.short.reports}
     known = {
-        w: v.short.samples_per_s
-        for w, v in views.items()
-        if v.short.reports >= options.min_reports or v.short.changed
+        w: speed
+        for w, speed in speeds.items()
+        if views[w].short.reports >= options.min_reports or views[w].short.changed
     }
-    # A step is planned when its first member asks: some have told of the last one then, and some have not.
-    first = len(known) < len(views) and all(v.short.reports for v in views.values())
-    if first:
-        known = {w: v.short.samples_per_s for w, v in views.items()}
+    if len(known) < len(speeds) == len(views):
+        # Some have told too little: a step is planned when its first member asks. What is plain is plain.
+        early = _split(speeds, state, options, FIRST_GAIN)
+        if early.actions or not known:
+            return early
+    return _split(known, state, options, options.min_gain)
+
+
+def _split(known: dict[str, float], state: ControlState, options: PolicyOptions, asked: float) -> Decision:
+    """By the speeds that are known, the others taken for the mean, if it saves as much as is asked."""
+    views, shares = state.workers, state.shares
     if len(views) < 2 or not known:
         return Decision((), f"speeds known of {len(known)} of {len(views)} workers: too few to compare")
     mean = sum(known.values()) / len(known)
@@ -54,8 +62,8 @@ def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
     slowest = max(views, key=lambda w: shares[w] / speeds[w])
     now_s = shares[slowest] / speeds[slowest]
     then_s = max(wanted[w] / speeds[w] for w in views)
-    gain, least = 1.0 - then_s / now_s, worth(views[slowest].short, (views[w].short for w in known), options)
-    least = max(least, FIRST_GAIN) if first else least
+    gain = 1.0 - then_s / now_s
+    least = max(asked, worth(views[slowest].short, (views[w].short for w in known), options))
     predicted = {"step_time_ratio": then_s / now_s}
     if gain < least:
         reason = f"a new split would save {gain:.1%} of the compute time, below {least:.1%}"

@@ -166,7 +166,6 @@ class Listener:
                 self._lines.discard(line)
             line.close()
 
-
     def _is_known(self, line: Line) -> bool:
         try:
             shown, _ = line.receive(TOKEN_BYTES)

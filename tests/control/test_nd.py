@@ -64,6 +64,12 @@ def test_one_report_of_each_is_enough_for_a_difference_that_noise_does_not_make(
     assert not decision.actions and "below 50.0%" in decision.reason
 
 
+def test_a_newcomer_does_not_hold_up_the_others_split() -> None:
+    fleet = {"w0": seen(30.0), "w1": seen(20.0), "w2": seen(25.0, 1)}
+    shares = split_of(nd(0.0, state(fleet), PATIENT))
+    assert shares is not None and shares["w0"] == pytest.approx(30 / 75), "and counts as the mean meanwhile"
+
+
 @pytest.mark.parametrize("workers", [{"w0": seen(10.0)}, {"w0": seen(10.0, 1), "w1": seen(1.0, 0)}])
 def test_too_little_is_known_to_compare(workers: dict[str, WorkerView]) -> None:
     decision = nd(0.0, state(workers), OPTIONS)

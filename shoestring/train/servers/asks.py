@@ -37,7 +37,8 @@ class Push(Ask, frozen=True):
 
 
 class Pull(Ask, frozen=True):
-    """Apply these updates, as far as they are new; answered by Parameters, with them in."""
+    """Apply these updates, as far as they are new. Answered by Done; payload: the pieces with them in, in the
+    model's own dtypes, then the buffers, as bytes one after the other."""
 
     round_id: int
     updates: tuple[Update, ...]
@@ -67,12 +68,6 @@ class Shard(Ask, frozen=True):
     tables: tuple[tuple[str, int, int], ...] = ()
 
 
-class Parameters(Ask, frozen=True):
-    """Payload: the pieces in the model's own dtypes, then the buffers, as bytes one after the other."""
-
-    version: int
-
-
 class Done(Ask, frozen=True):
     """It is so."""
 
@@ -89,7 +84,7 @@ class No(Ask, frozen=True):
     why: str
 
 
-Any = Hello | Push | Pull | Fetch | Square | Shard | Parameters | Done | Value | No
+Any = Hello | Push | Pull | Fetch | Square | Shard | Done | Value | No
 _ENCODER = msgspec.msgpack.Encoder()
 _DECODER: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Any)
 

@@ -59,12 +59,11 @@ class Parts:
         self._targets += [buffers[name] for name in shard.buffers]
         self._packed = torch.empty(packed_bytes(self._targets), dtype=torch.uint8)
 
-    def fill(self) -> int:
-        """Take in the parameters that the server sends; returns the newest update in them."""
-        version = answer(self.line, asks.Parameters).version
+    def fill(self) -> None:
+        """Take in the parameters that the server sends."""
+        answer(self.line, asks.Done)
         self.line.receive_into(self._packed)
         unpack(self._packed, self._targets)
-        return version
 
     def gradient(self, summed: Callable[[Flat], Tensor], dtype: torch.dtype) -> Tensor:
         """This worker's gradient of them, [elements]."""
@@ -79,8 +78,6 @@ class Borrowed:
         state: this worker's copy of the parameters, without optimizer state; its `step` is the number of the
             last push.
     """
-
-    waited_s = 0.0
 
     def __init__(self, seat: Seat, task: Task, config: TrainConfig, device: torch.device) -> None:
         self._seat = seat

@@ -65,7 +65,6 @@ class Server:
         self._poll_s = poll_s
         self._loopback = loopback
         self._shelf: Shelf | None = None
-        self._touched = False
 
     def run(self) -> str:
         """Serve until the coordinator says stop; returns its reason."""
@@ -272,8 +271,7 @@ def serve(line: Line, shelf: Shelf) -> None:
                 raise PeerLostError(f"{size_bytes} bytes that nobody has asked for")
             elif isinstance(ask, asks.Pull):
                 shelf.advance(ask.round_id, ask.updates)
-                version, packed = shelf.parameters()
-                line.send(asks.encode(asks.Parameters(version)), packed)
+                line.send(asks.encode(asks.Done()), shelf.parameters())
             elif isinstance(ask, asks.Square):
                 shelf.check(ask.round_id)
                 line.send(asks.encode(asks.Value(shelf.square(ask.update))))

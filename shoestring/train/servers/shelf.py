@@ -176,9 +176,7 @@ class Shelf:
                 "report this; it is a mistake in shoestring",
             )
         parts = [self._staged[number] for number in update.pushes]
-        total = parts[0].gradient.float()
-        if len(parts) > 1 or total.data_ptr() == parts[0].gradient.data_ptr():
-            total = total.clone()
+        total = parts[0].gradient.to(torch.float32, copy=True)
         for part in parts[1:]:
             total += part.gradient
         rows = [
@@ -300,14 +298,14 @@ class Shelf:
 
     # --- what others see -------------------------------------------------------------------------
 
-    def parameters(self) -> tuple[int, Tensor]:
-        """(newest update, all pieces and buffers as bytes)."""
+    def parameters(self) -> Tensor:
+        """All pieces and buffers, as bytes."""
         with self._applying:
             parts = [
                 piece.flat.parameters[piece.offset : piece.offset + piece.stop - piece.start]
                 for piece in self.pieces
             ]
-            return self.state.step, pack([*parts, *self.buffers().values()])
+            return pack([*parts, *self.buffers().values()])
 
     def rows(self, round_id: int, table: int, ids: Tensor) -> Tensor:
         """Values of some rows, [n, dim]."""
