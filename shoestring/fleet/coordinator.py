@@ -165,6 +165,17 @@ class Coordinator:
             if request.last_round < round_.round_id:
                 return round_.message(request.worker)
             self._left(now, round_, request)
+        if (refusal := self._enlist(now, request)) is not None:
+            return refusal
+        if self._round is not None:
+            self._stepper.close(self._round, f"{request.worker} has arrived")
+        self._form_round(now)
+        if self._round is not None and request.worker in self._round.members:
+            return self._round.message(request.worker)
+        return m.Wait(RETRY_S)
+
+    def _enlist(self, now: float, request: m.Join) -> m.Reply | None:
+        """Who asks for a round waits for one from here on; an answer where it gets none."""
         if self._outcome:
             return m.Stop(self._outcome)
         if (leave := self._stepper.leave(now, request.worker)) is not None:
@@ -172,12 +183,7 @@ class Coordinator:
             return m.Dismissed(leave.reason)
         self._steering.joined(request.worker, request.micro_batch)
         self._members.join(now, request.worker, request.step, request.last_round, request.held)
-        if self._round is not None:
-            self._stepper.close(self._round, f"{request.worker} has arrived")
-        self._form_round(now)
-        if self._round is not None and request.worker in self._round.members:
-            return self._round.message(request.worker)
-        return m.Wait(RETRY_S)
+        return None
 
     def _next(self, now: float, round_: RoundState, request: m.Next) -> m.Reply:
         if round_.is_echo(request.worker, request.step):
@@ -264,12 +270,6 @@ class Coordinator:
         if isinstance(request, m.KvSet):
             return round_.table.set(request)
         return round_.table.get(request) if isinstance(request, m.KvGet) else round_.table.add(request)
-
-    def _lease(self, now: float, request: m.Lease) -> m.Reply:
-        return self._desk.lease(now, request)
-
-    def _done(self, now: float, request: m.Done) -> m.Reply:
-        return self._desk.done(now, request)
 
     # --- the supervisor ----------------------------------------------------------------------
 
@@ -492,7 +492,7 @@ class Coordinator:
             m.KvSet: self._kv,
             m.KvGet: self._kv,
             m.KvAdd: self._kv,
-            m.Lease: self._lease,
-            m.Done: self._done,
+            m.Lease: self._desk.lease,
+            m.Done: self._desk.done,
             m.SupervisorTick: self._supervise,
         }

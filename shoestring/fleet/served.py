@@ -53,13 +53,8 @@ class ServedCoordinator(Coordinator):
             problem = self._serving.left(now, round_, request.worker, request.problem, self._kept)
             if problem:
                 self._note("fault", problem, worker=request.worker)
-        if self._outcome:
-            return m.Stop(self._outcome)
-        if (leave := self._serving.leave(now, request.worker)) is not None:
-            self._members.retire(now, request.worker, leave.again)
-            return m.Dismissed(leave.reason)
-        self._steering.joined(request.worker, request.micro_batch)
-        self._members.join(now, request.worker, request.step, request.last_round)
+        if (refusal := self._enlist(now, request)) is not None:
+            return refusal
         if round_ is None or self._serving.is_early(now, request.worker):
             return m.Wait(RETRY_S)
         self._members.admit(request.worker)

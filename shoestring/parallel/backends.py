@@ -34,7 +34,7 @@ def own_backend(
         nccl._timeout = timedelta(seconds=timeout_s)
         return dist.ProcessGroupNCCL(store, rank, size, nccl)
     kind: Any = dist.ProcessGroupGloo  # its options are missing from torch's stubs
-    names = [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]
+    names = interfaces()
     options = kind._Options()
     if names:
         options._devices = [kind.create_device(interface=name) for name in names]
@@ -47,3 +47,8 @@ def own_backend(
     made = kind(store, rank, size, options)
     made._set_default_timeout(timedelta(seconds=timeout_s))
     return made
+
+
+def interfaces() -> list[str]:
+    """Network interfaces to use, by GLOO_SOCKET_IFNAME; none: the one that the host's name leads to."""
+    return [name for name in os.environ.get("GLOO_SOCKET_IFNAME", "").split(",") if name]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hmac
 import json
-import os
 import secrets
 import socket
 import struct
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from shoestring.base.clock import SystemClock
+from shoestring.parallel.backends import interfaces
 from shoestring.parallel.group import PeerLostError
 
 _HEAD = struct.Struct(">IQ")
@@ -204,10 +204,10 @@ def own_address(loopback: bool) -> str:
     """
     if loopback:
         return "127.0.0.1"
-    if "GLOO_SOCKET_IFNAME" not in os.environ:
+    names = interfaces()
+    if not names:
         return socket.gethostbyname(socket.gethostname())
-    name = os.environ["GLOO_SOCKET_IFNAME"].split(",")[0]
-    known = psutil.net_if_addrs()
+    name, known = names[0], psutil.net_if_addrs()
     for one in known[name] if name in known else ():
         if one.family == socket.AF_INET:
             return str(one.address)

@@ -66,9 +66,8 @@ class Sums:
         Raises:
             GradientError: it is not finite; the parameters are named.
         """
-        weight = self._scalar("weight") if self._task.reduction == "mean" else 1.0
         optimizer.clip_norm = clip_norm
-        optimizer.take(self._facts, max(weight, torch.finfo(torch.float32).tiny))
+        optimizer.take(self._facts, divisor(self._task, self.weight))
         return optimizer.norm
 
     @property
@@ -91,11 +90,18 @@ class Sums:
 
     def stats(self) -> dict[str, Tensor]:
         """The task's stats, in their shapes, float64."""
-        found, offset = {}, len(self._names)
-        for name, zeros in self._stats.items():
-            found[name] = self._vector[offset : offset + zeros.numel()].view_as(zeros)
-            offset += zeros.numel()
-        return found
+        return split_stats(self._vector[len(self._names) :], self._stats)
 
     def _scalar(self, name: str) -> float:
         return float(self._vector[self._names.index(name)])
+
+
+def divisor(task: Task, weight: float) -> float:
+    """What a sum of gradients over samples of this weight is divided by."""
+    return max(weight if task.reduction == "mean" else 1.0, torch.finfo(torch.float32).tiny)
+
+
+def split_stats(flat: Tensor, zeros: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The task's stats by name from one vector, in the shapes of `zeros`."""
+    parts = flat.split([tensor.numel() for tensor in zeros.values()])
+    return {name: part.view_as(like) for (name, like), part in zip(zeros.items(), parts, strict=True)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NoReturn, Protocol
 
 import msgspec
@@ -13,13 +12,11 @@ import numpy as np
 import torch
 
 from shoestring.base.clock import Clock
-from shoestring.base.errors import CheckpointError, ShoestringError
+from shoestring.base.errors import ShoestringError
 from shoestring.cluster.strategies import parse_strategy
 from shoestring.control.agent import Agent
 from shoestring.fleet import messages as m
-from shoestring.fleet.checkpoints import file_checksum
 from shoestring.fleet.seat import RoundOver, Seat
-from shoestring.parallel import tensorfiles
 from shoestring.parallel.group import Group, PeerLostError, form
 from shoestring.parallel.memory import give_back, out_of_memory
 from shoestring.parallel.paro import GradientError
@@ -30,6 +27,7 @@ from shoestring.train.exchange import Sums
 from shoestring.train.lateness import Lateness, TooLate
 from shoestring.train.local import LocalSteps, TooLarge
 from shoestring.train.passes import Passes
+from shoestring.train.saving import write_part
 from shoestring.train.schedules import factor
 from shoestring.train.servers.borrowed import Borrowed
 from shoestring.train.state import TrainState
@@ -345,15 +343,8 @@ class Trainer:
         )
 
     def _save(self, group: Group, round_: m.Round, order: m.Save) -> None:
-        files: dict[str, tuple[int, str]] = {}
-        error = ""
         with self._seat.phase("save"):
-            try:
-                mine = self._alignment.own_tensors(group.rank)
-                written = tensorfiles.write(mine, Path(order.directory), group.rank)
-                files = {path.name: file_checksum(path) for path in written}
-            except CheckpointError as problem:
-                error = problem.what
+            files, error = write_part(self._alignment.own_tensors(group.rank), order.directory, group.rank)
         self._seat.saved(round_.round_id, order.step, files, error)
 
 

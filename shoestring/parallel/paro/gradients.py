@@ -140,6 +140,10 @@ class Gradients:
         self._jobs.drain(0)
         self._about(None)
 
+    def give(self, flat: Flat, summed: Tensor) -> None:
+        """The sum over all ranks of this rank's shard, where it came by another way than an exchange."""
+        self._summed[id(flat)] = summed
+
     def summed(self, flat: Flat) -> Tensor:
         """This rank's shard of the sum by the states letter, after `finish`."""
         return self._summed[id(flat)]

@@ -65,6 +65,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     Attributes:
         unused: parameters that got no gradient on any rank in the last step; they are not updated.
         norm: global norm of the last gradient, before clipping.
+        scale: what its sum was multiplied by, to be divided and clipped.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         self.clip_norm = clip_norm
         self.unused: tuple[str, ...] = ()
         self.norm = 0.0
+        self.scale = 1.0
         self._said_unused = False
 
     @torch.no_grad()
@@ -143,6 +145,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         scale = 1.0 / divide_by
         if self.clip_norm and self.norm > self.clip_norm:
             scale *= self.clip_norm / self.norm
+        self.scale = scale
         used = {piece.name for piece, count in zip(self.pieces, values[1:], strict=True) if count > 0}
         self._say_unused(tuple(piece.name for piece in self.pieces if piece.name not in used))
         ready: dict[int, Tensor] = {}

@@ -19,7 +19,7 @@ from shoestring.parallel.paro.exchange import Alone
 from shoestring.parallel.paro.flat import Entry, Flat
 from shoestring.parallel.paro.state import persistent_buffers
 from shoestring.train.config import TrainConfig
-from shoestring.train.exchange import Sums
+from shoestring.train.exchange import Sums, divisor
 from shoestring.train.servers import asks
 from shoestring.train.servers.packing import packed_bytes, unpack
 from shoestring.train.servers.server import answer, key_of
@@ -144,7 +144,6 @@ class Borrowed:
         """
         optimizer = self.state.sharded
         sums.exchange(ALONE, optimizer)
-        weight = sums.weight if self._task.reduction == "mean" else 1.0
         rows = self._tables.gradients()
         used, square = optimizer.engine.gradients.used, float(optimizer.facts()[0])
         square += sum(one.square for one in rows)
@@ -166,7 +165,7 @@ class Borrowed:
             answer(server.line, asks.Done)
         self.state.step = order.step
         optimizer.engine.clear_gradients()
-        return math.sqrt(square) / max(weight, torch.finfo(torch.float32).tiny)
+        return math.sqrt(square) / divisor(self._task, sums.weight)
 
     def _fetch(self, table: int, ids: Tensor) -> Tensor:
         """Rows of a table, from the servers that hold them; int64 [n], ascending -> [n, dim]."""

@@ -19,7 +19,6 @@ from shoestring.base.clock import Clock
 from shoestring.base.errors import CheckpointError, ConfigError
 from shoestring.cluster.strategies import Layout, parse_strategy
 from shoestring.fleet import messages as m
-from shoestring.fleet.checkpoints import file_checksum
 from shoestring.fleet.seat import RoundOver, Seat
 from shoestring.parallel import tensorfiles
 from shoestring.parallel.group import PeerLostError
@@ -27,6 +26,7 @@ from shoestring.parallel.lines import Line, Listener, connect
 from shoestring.parallel.paro.exchange import Alone
 from shoestring.parallel.paro.optimizer import SharesWork
 from shoestring.train.config import TrainConfig
+from shoestring.train.saving import Files, write_part
 from shoestring.train.servers import asks
 from shoestring.train.servers.shelf import Copy, Shelf
 from shoestring.train.servers.tables import Rows, ServedTable, table_modules, take_out, with_all_parts
@@ -34,7 +34,7 @@ from shoestring.train.state import TrainState
 from shoestring.train.task import Task
 
 T = TypeVar("T")
-Part = tuple[int, dict[str, tuple[int, str]], str]
+Part = tuple[int, Files, str]
 """Of a checkpoint: its step, the files that were written, and what went wrong."""
 CUT = parse_strategy("GGG")
 
@@ -179,14 +179,8 @@ class Server:
         return m.StepReport(work.updates, work.seconds, 0.0) if work.updates else None
 
     def _write(self, round_: m.Round, copy: Copy) -> Part:
-        files: dict[str, tuple[int, str]] = {}
-        error = ""
         with self._seat.phase("save"):
-            try:
-                written = tensorfiles.write(copy.tensors, Path(copy.directory), round_.rank)
-                files = {path.name: file_checksum(path) for path in written}
-            except CheckpointError as problem:
-                error = problem.what
+            files, error = write_part(copy.tensors, copy.directory, round_.rank)
         return copy.step, files, error
 
 

@@ -22,6 +22,7 @@ from shoestring.parallel.paro.optimizer import SharesWork
 from shoestring.parallel.paro.pieces import copy_of
 from shoestring.parallel.paro.state import persistent_buffers
 from shoestring.train.config import TrainConfig
+from shoestring.train.exchange import divisor, split_stats
 from shoestring.train.schedules import factor
 from shoestring.train.servers.asks import Push
 from shoestring.train.servers.packing import pack
@@ -262,24 +263,12 @@ class Shelf:
     @torch.no_grad()
     def _step(self, update: Update, total: Sum, square: float) -> None:
         state, optimizer = self.state, self.state.sharded
-        divide_by = total.weight if self._task.reduction == "mean" else 1.0
-        divide_by = max(divide_by, torch.finfo(torch.float32).tiny)
-        norm, scale = math.sqrt(square) / divide_by, 1.0 / divide_by
-        if not math.isfinite(norm):
-            raise FleetError(
-                f"the gradient of update {update.number} is not finite; it was not applied",
-                "lower the learning rate, or clip the gradient (train.clip_norm)",
-            )
-        if self._config.clip_norm and norm > self._config.clip_norm:
-            scale *= self._config.clip_norm / norm
         rate = update.lr_factor * factor(update.progress, self._config.schedule)
         state.set_rate(rate)
-        gradient = total.gradient.mul_(scale).to(optimizer.engine.device)
-        at = 0
-        for piece, used in zip(self.pieces, total.used, strict=True):
-            count = piece.stop - piece.start
-            own = gradient[at : at + count].view_as(piece.master) if used and count else None
-            piece.master.grad, at = own, at + count
+        self._give(total)
+        used = torch.tensor(total.used, dtype=torch.float64)
+        optimizer.clip_norm = self._config.clip_norm
+        optimizer.take(torch.cat([torch.tensor([square]).double(), used]), divisor(self._task, total.weight))
         if total.weight:  # an update whose samples all failed has nothing to tell
             self._absorb(total.stats)
         if isinstance(state.inner, SharesWork):
@@ -287,14 +276,25 @@ class Shelf:
         optimizer.apply()
         for table, rows in zip(self.tables, total.rows, strict=True):
             table.set_rate(rate)
-            table.update(rows, scale)
+            table.update(rows, optimizer.scale)
+
+    def _give(self, total: Sum) -> None:
+        """The summed gradient, from the order of pieces into the flats that they are of."""
+        engine = self.state.sharded.engine
+        shards = {id(flat): torch.zeros(flat.masters.numel()) for flat in engine.flats if flat.trainable}
+        parts = total.gradient.split([piece.stop - piece.start for piece in self.pieces])
+        for piece, part in zip(self.pieces, parts, strict=True):
+            shards[id(piece.flat)][piece.offset : piece.offset + len(part)] = part
+        for flat in engine.flats:
+            if flat.trainable:
+                engine.gradients.give(flat, shards[id(flat)].to(engine.device))
 
     def _absorb(self, stats: Tensor) -> None:
-        found, at = {}, 0
-        for name, zeros in self._task.stats(self.state.model).items():
-            found[name] = stats[at : at + zeros.numel()].view_as(zeros).to(zeros.device)
-            at += zeros.numel()
-        self._task.absorb(self.state.model, found)
+        zeros = self._task.stats(self.state.model)
+        found = split_stats(stats, zeros)
+        self._task.absorb(
+            self.state.model, {name: value.to(zeros[name].device) for name, value in found.items()}
+        )
 
     # --- what others see -------------------------------------------------------------------------
 
