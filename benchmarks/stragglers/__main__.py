@@ -254,7 +254,10 @@ def _to_loss_ratio(runs: Runs, case: str, arm: str) -> float | None:
         return None
     times = [{run["seed"]: seconds_to_loss(run) for run in runs[case][one]} for one in ("none", arm)]
     both = sorted(set(times[0]) & set(times[1]))
-    return round(statistics.median(times[0][s] / times[1][s] for s in both), 3) if both else None
+    ratios = [times[0][s] / times[1][s] for s in both]
+    if not ratios or not all(map(math.isfinite, ratios)):  # some run has never got there
+        return None
+    return round(statistics.median(ratios), 3)
 
 
 def seconds_to_loss(run: dict[str, Any], target: float = TARGET_LOSS) -> float:

@@ -21,6 +21,7 @@ from shoestring.fleet import messages as m
 from shoestring.fleet.config import CheckpointConfig
 from shoestring.fleet.launch import Launch
 from shoestring.fleet.local import LocalHost
+from shoestring.fleet.names import is_server
 from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.sim import restless
 from shoestring.train.config import ShardingConfig, TrainConfig
@@ -33,7 +34,10 @@ KILLS = 5
 
 
 class ChaosHost(LocalHost):
-    """Kills at seeded moments: one worker, the coordinator, or every worker at once."""
+    """Kills at seeded moments: one worker, the coordinator, or every worker at once; or what else subclasses
+    choose."""
+
+    choices = ("worker", "worker", "coordinator", "all")
 
     def __init__(self, launch: Launch, clock: Clock, seed: int) -> None:
         super().__init__(launch, clock)
@@ -51,15 +55,19 @@ class ChaosHost(LocalHost):
 
     def _kill_something(self) -> None:
         alive = sorted(self.alive())
-        choice = self._random.choice(["worker", "worker", "coordinator", "all"])
+        choice = self._random.choice(self.choices)
         if choice == "coordinator" and self.coordinator_pid:
             self.kill_coordinator()
         elif choice == "all":
             for name, incarnation in alive:
                 self.kill(name, incarnation)
         else:
-            choice = self._random.choice([name for name, _ in alive])
-            self.kill(*next(one for one in alive if one[0] == choice))
+            those = [one for one in alive if is_server(one[0]) == (choice == "server")]
+            if not those:
+                return
+            victim = self._random.choice(those)
+            choice = victim[0]
+            self.kill(*victim)
         self.killed.append(choice)
 
 

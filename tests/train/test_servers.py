@@ -21,7 +21,6 @@ from shoestring.data.store import DurableLedger
 from shoestring.fleet.config import CheckpointConfig, FleetConfig, ServersConfig
 from shoestring.fleet.launch import Launch
 from shoestring.fleet.local import LocalHost, run_local
-from shoestring.fleet.names import is_server
 from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.train.config import TrainConfig
 from shoestring.train.runs import JobConfig
@@ -242,32 +241,13 @@ def test_a_process_that_is_told_to_go_hands_over_first(tmp_path: Path, name: str
 class ServerHarm(ChaosHost):
     """Kills servers, workers, the coordinator, or all."""
 
-    def _kill_something(self) -> None:
-        alive = sorted(self.alive())
-        kind = self._random.choice(["server", "worker", "coordinator", "all"])
-        if kind == "coordinator" and self.coordinator_pid:
-            self.kill_coordinator()
-        elif kind == "all":
-            for name, incarnation in alive:
-                self.kill(name, incarnation)
-        else:
-            those = [one for one in alive if is_server(one[0]) == (kind == "server")]
-            if not those:
-                return
-            self.kill(*self._random.choice(those))
-        self.killed.append(kind)
+    choices = ("server", "worker", "coordinator", "all")
 
 
-class ServersOnly(ServerHarm):
+class ServersOnly(ChaosHost):
     """Kills servers, one at a time, and the coordinator."""
 
-    def _kill_something(self) -> None:
-        if self._random.random() < 0.5 and self.coordinator_pid:
-            self.kill_coordinator()
-            self.killed.append("coordinator")
-            return
-        self.kill(*self._random.choice([one for one in sorted(self.alive()) if is_server(one[0])]))
-        self.killed.append("server")
+    choices = ("server", "coordinator")
 
 
 @pytest.mark.faults
