@@ -160,7 +160,7 @@ def test_bad_samples_are_named_and_the_rest_counts(tmp_path: Path) -> None:
 
 
 def test_a_pass_that_does_not_fit_is_done_again_smaller(tmp_path: Path) -> None:
-    settings = {"samples": 400, "sample_bytes": 1 << 27, "room_bytes": 1 << 30}
+    settings = {"samples": 400, "sample_bytes": 400_000_000, "room_bytes": 2_500_000_000}
     train = TrainConfig(clip_norm=0.0, micro_batch=16, schedule=STEADY)
     launch = make_launch(
         tmp_path, "hungry", settings, 400, batch=32, train=train, workers=2, servers=1, staleness=-1
