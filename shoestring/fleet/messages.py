@@ -10,11 +10,8 @@ import msgspec
 
 from shoestring.base.units import format_bytes
 from shoestring.fleet.terms import Held as Held
+from shoestring.fleet.terms import Message as Message
 from shoestring.fleet.terms import Update as Update
-
-
-class Message(msgspec.Struct, frozen=True, tag=True):
-    """Base of all that goes over a transport; the class name is the tag."""
 
 
 # --- worker -> coordinator -------------------------------------------------------------

@@ -1,8 +1,12 @@
-"""Parts of messages that are more than a value (source: ours)."""
+"""The base of messages, and parts of them that are more than a value (source: ours)."""
 
 from __future__ import annotations
 
 import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, tag=True):
+    """Base of all that goes over a transport; the class name is the tag."""
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):

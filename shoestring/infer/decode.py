@@ -22,7 +22,13 @@ class Decodable(Protocol):
 
 
 def generate(
-    model: Decodable, prompt: list[int], tokens: int, temperature: float, top_p: float, seed: int, stop: int,
+    model: Decodable,
+    prompt: list[int],
+    tokens: int,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    stop: int,
     device: torch.device,
 ) -> Iterator[int]:
     """Continue `prompt` by up to `tokens` tokens, one at a time.
