@@ -12,8 +12,8 @@ class SinkConfig(Config):
 
     Attributes:
         path: a folder, local or any fsspec URL; made when missing.
-        format: of the files in it. `images` writes the bytes in column `image` of each row as a file of its own,
-            beside a parquet file of the other columns.
+        format: of the files in it. `images` writes the bytes in column `image` of each row as a file of its
+            own, beside a parquet file of the other columns.
         columns: of the output to keep, beside `row` and `error`; empty: all.
         image: see `format`.
         image_suffix: of files that `images` writes.

@@ -11,8 +11,9 @@ from shoestring.fleet.terms import Message
 
 
 class ShardLease(Message, frozen=True):
-    """A worker asks for a shard; `request` is a number that it raises for each new request. Answered by `Shard`,
-    `Wait` (others may still give rows back), `Stop` (nothing is left, or the job is over), `Dismissed`."""
+    """A worker asks for a shard; `request` is a number that it raises for each new request. Answered by
+    `Shard`, `Wait` (others may still give rows back), `Stop` (nothing is left, or the job is over),
+    `Dismissed`."""
 
     worker: str
     incarnation: int
@@ -83,8 +84,8 @@ class Shard(Message, frozen=True):
 
     Attributes:
         ranges: half-open ranges of positions.
-        verdicts: of positions that are given up (their worker was lost with them too often): what is to stand in
-            their `error` column; they go through no stage.
+        verdicts: of positions that are given up (their worker was lost with them too often): what is to stand
+            in their `error` column; they go through no stage.
     """
 
     lease_id: int

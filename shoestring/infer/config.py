@@ -21,8 +21,8 @@ class StageConfig(Config):
 
     Attributes:
         name: empty: that of `uses`, in short.
-        kind: what `uses` names. `auto`: by its look (`module:Class`, `file.py:Class`, `.onnx`, `.pt2`, a folder
-            of Hugging Face's, a run of ours).
+        kind: what `uses` names. `auto`: by its look (`module:Class`, `file.py:Class`, `.onnx`, `.pt2`, a
+            folder of Hugging Face's, a run of ours).
         uses: `module:Class` or `file.py:Class`; a path. For `images` nothing.
         options: what the class is made with, or what the kind understands (each kind's page tells).
         after: the stage whose items come in, `rows` for the source; empty: the stage before in the list.
@@ -63,7 +63,8 @@ class LimitsConfig(Config):
         segment_bytes: of shared memory for rows in flight, of one worker; 0: a quarter of the machine's.
         max_error_share: rows that may fail, of all; beyond it the job stops.
         min_errors: so many may fail in any case.
-        bug_rows: if the first so many rows of a stage all fail in the same way, that is a bug, and the job stops.
+        bug_rows: if the first so many rows of a stage all fail in the same way, that is a bug, and the job
+            stops.
         max_attempts: of a shard whose worker was lost.
         drain_s: after Ctrl-C, work in hand may take that long to be finished.
     """
@@ -83,7 +84,8 @@ class ShardsConfig(Config):
     """How rows are handed out.
 
     Attributes:
-        rows: of a shard, which is one file of the output; 0: chosen from the trial, so that it takes `target_s`.
+        rows: of a shard, which is one file of the output; 0: chosen from the trial, so that it takes
+            `target_s`.
         target_s: see `rows`.
         chunk_rows: rows that a loader reads at a time; 0: chosen from the size of rows.
         ahead: shards that a worker holds at a time.
@@ -96,7 +98,8 @@ class ShardsConfig(Config):
 
 
 class TrialConfig(Config):
-    """The dry run before the job: `rows` rows through all stages; what each costs, and the output's schema."""
+    """The dry run before the job: `rows` rows through all stages; what each costs, and the output's
+    schema."""
 
     rows: int = Field(default=100, ge=1)
 
@@ -105,8 +108,8 @@ class InferConfig(Config):
     """A batch inference job.
 
     Attributes:
-        ledger_url: SQLAlchemy's URL of the ledger; empty: SQLite in the run's directory. For jobs over many hosts
-            `postgresql+psycopg://user@host/name`.
+        ledger_url: SQLAlchemy's URL of the ledger; empty: SQLite in the run's directory. For jobs over many
+            hosts `postgresql+psycopg://user@host/name`.
     """
 
     job: Literal["infer"] = "infer"
