@@ -17,7 +17,7 @@ class PoolsConfig(Config):
     """How processes are moved.
 
     Attributes:
-        processes: of one worker in all; 0: as many as its machine's cores, and one for each part at the least.
+        processes: of one worker in all; 0: as many as its machine has cores, and one for each part at least.
         interval_s: between looks.
         settle_s: after a change nothing is changed for that long.
         min_gain: a change must promise that much more throughput.
