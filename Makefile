@@ -17,7 +17,7 @@ demo: $(STAMP) ## train a small language model with two workers, one of which ge
 	@$(BIN)/shoestring run demo $(ARGS)
 
 test: $(STAMP) ## all tests but those that take minutes each
-	@$(PYTEST) -m 'not long' -n $(JOBS) $(ARGS)
+	@scripts/run-tests -m 'not long' -n $(JOBS) $(ARGS)
 
 test-faults: $(STAMP) ## only the tests that kill, hang and starve real processes
 	@$(PYTEST) -m faults $(ARGS)
