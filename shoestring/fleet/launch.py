@@ -11,12 +11,34 @@ from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError
 from shoestring.base.record import RunRecord
 from shoestring.data.ledger import LedgerSpec
+from shoestring.data.sink_config import SinkConfig
 from shoestring.data.store import DurableLedger
 from shoestring.fleet.channel import WorkerMain
 from shoestring.fleet.checkpoints import DiskKeeper
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.coordinator import Coordinator
 from shoestring.fleet.served import ServedCoordinator
+
+
+@dataclass(frozen=True)
+class OutputsSpec:
+    """What makes a run a job over rows: workers get plain shards, and their output is committed.
+
+    Attributes:
+        sink: where the output goes. With workers on several hosts on storage that all of them, and the
+            host of the coordinator, reach by this path.
+        job: a token of the job, which marks what is staged.
+        shard_rows: rows of a shard, which is one file of the output.
+        max_error_share, min_errors: the job fails when more rows than either allows have an error.
+        drain_s: workers that have to go may finish what they have in hand for that long.
+    """
+
+    sink: SinkConfig
+    job: str
+    shard_rows: int
+    max_error_share: float = 0.05
+    min_errors: int = 10
+    drain_s: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -32,6 +54,7 @@ class Launch:
         device: `cpu` (workers are forked) or `cuda` (fresh interpreters).
         threads: compute threads of each worker.
         ledger_url: where the ledger is kept; empty: in the run's directory.
+        outputs: of a job over rows; None: the workers train.
     """
 
     run_dir: Path
@@ -42,6 +65,7 @@ class Launch:
     device: str = "cpu"
     threads: int = 1
     ledger_url: str = ""
+    outputs: OutputsSpec | None = None
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,17 @@ from __future__ import annotations
 import msgspec
 
 from shoestring.base.units import format_bytes
+from shoestring.fleet.job_status import JobStatus
+from shoestring.fleet.shard_messages import JobBroken as JobBroken
+from shoestring.fleet.shard_messages import Shard as Shard
+from shoestring.fleet.shard_messages import ShardBack as ShardBack
+from shoestring.fleet.shard_messages import ShardDone as ShardDone
+from shoestring.fleet.shard_messages import ShardLease as ShardLease
+from shoestring.fleet.shard_messages import ShardOrders as ShardOrders
+from shoestring.fleet.shard_messages import ShardTold as ShardTold
 from shoestring.fleet.terms import Held as Held
 from shoestring.fleet.terms import Message as Message
 from shoestring.fleet.terms import Update as Update
-
 
 # --- worker -> coordinator -------------------------------------------------------------
 
@@ -376,7 +383,7 @@ class DoneReply(Message, frozen=True):
 
 
 class Status(Message, frozen=True):
-    """What a person wants to see live."""
+    """What a person wants to see live; `job`: of a job over rows."""
 
     step: int = 0
     progress: float = 0.0
@@ -391,6 +398,7 @@ class Status(Message, frozen=True):
     dead: int = 0
     round_id: int = 0
     messages: tuple[str, ...] = ()
+    job: JobStatus | None = None
 
 
 class SupervisorOrders(Message, frozen=True):
@@ -429,6 +437,11 @@ Request = (
     | KvAdd
     | Lease
     | Done
+    | ShardLease
+    | ShardDone
+    | ShardBack
+    | JobBroken
+    | ShardTold
     | SupervisorTick
 )
 Reply = (
@@ -446,6 +459,8 @@ Reply = (
     | Value
     | Leased
     | DoneReply
+    | Shard
+    | ShardOrders
     | SupervisorOrders
     | Refused
 )

@@ -68,7 +68,15 @@ class PoolChange(Message, frozen=True):
 
 
 class ShardTold(Message, frozen=True):
-    """A worker tells how it gets on, about once a second. Answered by `ShardOrders`."""
+    """A worker tells how it gets on, about once a second. Answered by `ShardOrders`.
+
+    Attributes:
+        changes, faults: that were not told of before, as far as the worker knows.
+        changes_from, faults_from: how many were told of, and answered, before these: so that a repeated
+            message counts once.
+        begun: rows that are in hand.
+        notice: why this worker's machine will be taken away soon; empty: it will not.
+    """
 
     worker: str
     incarnation: int
@@ -77,6 +85,8 @@ class ShardTold(Message, frozen=True):
     faults: tuple[str, ...] = ()
     begun: int = 0
     notice: str = ""
+    changes_from: int = 0
+    faults_from: int = 0
 
 
 class Shard(Message, frozen=True):
@@ -94,8 +104,15 @@ class Shard(Message, frozen=True):
 
 
 class ShardOrders(Message, frozen=True):
-    """Whether to take more shards. `leave_s`: finish what is in hand within so many seconds, give the rest
-    back, and go; below 0: go on."""
+    """Whether to take more shards.
+
+    Attributes:
+        leave_s: finish what is in hand within so many seconds, give the rest back, and go; below 0: go on.
+        reason: for either.
+        give_back: so many shards that this worker has not begun are wanted by others, who are idle: give
+            them back (`ShardBack`); those begun stay.
+    """
 
     leave_s: float = -1.0
     reason: str = ""
+    give_back: int = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import platform
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
@@ -17,7 +16,7 @@ from pydantic import model_validator
 from shoestring import __version__
 from shoestring.base.clock import Clock
 from shoestring.base.config import Config, to_toml
-from shoestring.base.errors import ConfigError, RunError, ShoestringError
+from shoestring.base.errors import ConfigError, ShoestringError
 from shoestring.base.record import RunRecord, read_events
 from shoestring.cluster.planner import AUTO, PLAIN
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
@@ -32,11 +31,14 @@ from shoestring.fleet.launch import Launch, Outcome
 from shoestring.fleet.local import run_local
 from shoestring.fleet.lock import RunLock
 from shoestring.fleet.messages import Status
+from shoestring.fleet.rundirs import ABOUT as ABOUT
+from shoestring.fleet.rundirs import About as About
+from shoestring.fleet.rundirs import find_run as find_run
+from shoestring.fleet.rundirs import new_run_dir as new_run_dir
 from shoestring.fleet.supervisor import Interrupts
 from shoestring.train.config import ParallelConfig, ShardingConfig, TrainConfig
 from shoestring.train.worker import ENTRY, TrainPayload
 
-ABOUT = "run.json"
 PACKAGES = ("torch", "numpy", "pydantic", "msgspec", "sqlalchemy", "tokenizers")
 
 
@@ -165,51 +167,6 @@ class Job(Protocol):
     def finish(self, run_dir: Path, record: RunRecord, view: View) -> dict[str, Any]:
         """Score the finished run; the result goes into the record."""
         ...
-
-
-class About(msgspec.Struct, frozen=True):
-    """What a run directory says about itself."""
-
-    name: str
-    recipe: str
-    job: str
-    made_wall_s: float
-
-
-def new_run_dir(runs_dir: Path, recipe: str, name: str, clock: Clock) -> Path:
-    """A fresh directory for a run.
-
-    Raises:
-        RunError: the name is taken, or not fit for a directory.
-    """
-    if name and not re.fullmatch(r"[\w][\w.-]*", name):
-        raise RunError(f"{name!r} cannot name a run", "use letters, digits, '.', '_' and '-'")
-    base = name or recipe
-    candidates = [base] if name else [f"{base}-{i}" for i in range(1, 100_000)]
-    runs_dir.mkdir(parents=True, exist_ok=True)
-    for candidate in candidates:
-        try:
-            (runs_dir / candidate).mkdir()
-        except FileExistsError:
-            continue
-        return runs_dir / candidate
-    raise RunError(
-        f"there is a run {name!r} in {runs_dir} already",
-        f"choose another --name, or: shoestring resume {name}",
-    )
-
-
-def find_run(runs_dir: Path, name: str) -> tuple[Path, About]:
-    """The directory of a run by name or path.
-
-    Raises:
-        RunError: there is no such run.
-    """
-    for path in (runs_dir / name, Path(name)):
-        if (path / ABOUT).is_file():
-            return path, msgspec.json.decode((path / ABOUT).read_bytes(), type=About)
-    known = ", ".join(sorted(p.parent.name for p in runs_dir.glob(f"*/{ABOUT}"))) or "none"
-    raise RunError(f"there is no run {name!r} in {runs_dir}", f"runs there: {known}")
 
 
 def start(job: Job, recipe: str, run_dir: Path, clock: Clock, view: View) -> Outcome:
