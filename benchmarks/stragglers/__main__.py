@@ -34,8 +34,8 @@ KEYS = ("vs_static", "vs_lb_bsp", "vs_ddp", "overhead", "dd_gap_to_bound", "edit
 OURS_AND_PEERS = ("none", "nd", "nd-backup", "lb-bsp", "backup", "asp", "asp-apart", *ddp.KINDS)
 PLAN: Plan = (
     ("persistent", OURS_AND_PEERS, 60),
-    ("transient", OURS_AND_PEERS, 60),
-    ("both", ("none", "nd", "nd-backup", "lb-bsp", "backup", "asp"), 60),
+    ("transient", OURS_AND_PEERS, 30),
+    ("both", OURS_AND_PEERS, 30),
     ("even", ("none", "nd"), 60),
     ("three speeds", ("none", "dd"), 60),
     ("turns slow", ("nd",), 150),
