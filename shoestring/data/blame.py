@@ -72,6 +72,11 @@ class Blame:
                 return start, stop
         return None
 
+    def is_alone(self, position: int) -> bool:
+        """Whether this position is to be handed out with nothing but its range of suspects."""
+        found = self.next_alone(position)
+        return found is not None and found[0] <= position
+
     def absolve(self, ranges: list[Range]) -> None:
         """These positions are done: what they were blamed for is forgotten."""
         if len(self.suspects):

@@ -257,6 +257,12 @@ class Ledger:
         done = self._frontier - len(self._returned) - self._doing - self._blame.dead
         return Counts(todo, self._doing, done, self._blame.dead, self._skipped)
 
+    @property
+    def next_is_alone(self) -> bool:
+        """Whether what comes next was lost so often that it is handed out alone."""
+        first, _ = self._returned.lowest or (self._frontier, self.spec.total)
+        return self._blame.is_alone(first)
+
     def dead_letters(self) -> list[Letter]:
         """The samples that failed for good."""
         return [letter for _, letter in sorted(self._blame.letters.items()) if letter.dead]
@@ -396,10 +402,7 @@ class Ledger:
     def _take_apart(self, count: int) -> list[Range]:
         """As `_take`, but what is suspect comes alone."""
         first, last = self._returned.lowest or (self._frontier, self.spec.total)
-        alone = self._blame.next_alone(first)
-        if alone is None:
-            return self._take(count)
-        start, stop = alone
+        start, stop = self._blame.next_alone(first) or (self.spec.total + 1, 0)
         if start > first:
             return self._take(count, below=start)
         return self._take(min(count, min(stop, last) - first))

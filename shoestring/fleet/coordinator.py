@@ -22,18 +22,17 @@ from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.leases import LeaseDesk
 from shoestring.fleet.membership import Membership
 from shoestring.fleet.names import worker_names
+from shoestring.fleet.overseer import Handler, Overseer
 from shoestring.fleet.persisted import Log, Persisted
-from shoestring.fleet.restarts import headline
 from shoestring.fleet.rollback import roll_back
 from shoestring.fleet.rounds import RoundState
 from shoestring.fleet.steering import Steering
 from shoestring.fleet.stepping import Stepper
 
 RETRY_S = 0.01
-Handler = Callable[[float, Any], m.Reply]
 
 
-class Coordinator:
+class Coordinator(Overseer):
     """Answers workers and the supervisor.
 
     Args:
@@ -48,6 +47,8 @@ class Coordinator:
         LedgerError: from `flush`, when the store cannot be written.
     """
 
+    _INTERRUPTED = "interrupted by the user: save at the next step boundary, then stop"
+
     def __init__(
         self,
         config: FleetConfig,
@@ -60,20 +61,14 @@ class Coordinator:
         self._config = config
         self._ledger = ledger
         self._keeper = keeper
-        self._log = log
-        self._members = self._membership()
-        self._steering = Steering(config.control, log, self._members.add, lambda: self._members.room)
         self._desk = LeaseDesk(ledger)
+        super().__init__(self._membership(), config.members, log, now)
+        self._steering = Steering(config.control, log, self._members.add, lambda: self._members.room)
         self._round: RoundState | None = None
         self._broken: RoundState | None = None
-        self._stop_reason = ""
-        self._outcome = self._error = self._todo = ""
         self._broken_at_s: float | None = now
         self._break_reason = "start"
         self._fruitless, self._form_at_s = 0, now
-        self._last_now = self._last_tick_s = now
-        self._messages: list[str] = []
-        self._handlers = self._handler_table()
         self._kept = Persisted()
         self._flushed = b""
         self._take_over(now, resumed)
@@ -87,22 +82,13 @@ class Coordinator:
 
     # --- the outside -----------------------------------------------------------------------
 
-    def handle(self, now: float, request: m.Request) -> m.Reply:
-        """Answer one request; never raises for what a client sent, errors end the run."""
-        self._pass_time(now)
-        try:
-            return self._handlers[type(request)](now, request)
-        except ShoestringError as error:
-            self._fail(error.what, error.todo)
-            return m.Stop(error.what)
-
     def tick(self, now: float) -> None:
         """What happens by itself: hung workers, expired leases, rounds that can form."""
         self._pass_time(now)
         try:
-            self._excuse(now)
-            for name, reason in self._members.find_hung(now).items():
-                self._doom(now, name, f"hung: {reason}")
+            if (stalled_s := self._excuse(now)) and self._broken_at_s is not None:
+                self._broken_at_s += stalled_s
+            self._find_hung(now)
             if self._round is None and self._broken_at_s is not None and not self._outcome:
                 for name, reason in self._members.find_stuck(now, self._broken_at_s).items():
                     self._doom(now, name, f"stuck: {reason}")
@@ -110,11 +96,7 @@ class Coordinator:
             self._form_round(now)
             if self._round is not None:
                 self._drill()
-            if (error := self._members.hopeless()) and not self._outcome:
-                self._fail(
-                    f"every worker was given up; the last error:\n{error}",
-                    "mend the cause, then resume the run",
-                )
+            self._lose_hope()
         except ShoestringError as problem:
             self._fail(problem.what, problem.todo)
 
@@ -138,11 +120,6 @@ class Coordinator:
     def calm(self) -> bool:
         """Whether ticks may be rare: a round is at work, and its members' requests do the rest."""
         return self._round is not None and not self._round.closing and not self._outcome
-
-    @property
-    def outcome(self) -> str:
-        """`finished`, `interrupted` or `failed` once the run is over, else empty."""
-        return self._outcome
 
     @property
     def standing(self) -> tuple[int, int]:
@@ -253,17 +230,6 @@ class Coordinator:
         self._break_round(now, "its checkpoint cannot be restored")
         return m.Ack()
 
-    def _heartbeat(self, now: float, request: m.Heartbeat) -> m.Reply:
-        if not self._members.current(request.worker, request.incarnation):
-            return m.Dismissed("another process has taken this worker's place")
-        self._members.heard(now, request.worker, request.phase, request.phase_s)
-        return m.Ack()
-
-    def _crashed(self, now: float, request: m.Crashed) -> m.Reply:
-        if self._members.current(request.worker, request.incarnation):
-            self._lost(now, request.worker, request.error)
-        return m.Ack()
-
     def _kv(self, now: float, request: m.KvSet | m.KvGet | m.KvAdd) -> m.Reply:
         if (round_ := self._round) is None or round_.round_id != request.round_id:
             return m.Regroup("this round is over")
@@ -273,40 +239,19 @@ class Coordinator:
 
     # --- the supervisor ----------------------------------------------------------------------
 
-    def _supervise(self, now: float, request: m.SupervisorTick) -> m.Reply:
-        for ended in request.exits:
-            if self._members.current(ended.worker, ended.incarnation) and not self._outcome:
-                reason = self._members[ended.worker].doomed or ended.error or f"exit code {ended.code}"
-                self._lost(now, ended.worker, reason)
-        self._heed(now, request)
-        if request.interrupt and not self._stop_reason:
-            self._stop_reason = "interrupted"
-            self._note("decision", "interrupted by the user: save at the next step boundary, then stop")
-        if not self._stop_reason and not self._outcome:
-            self._members.start_due(now)
-        self.tick(now)
-        if self._stop_reason and self._nothing_comes():
-            self._outcome = self._outcome or self._stop_reason
-        alive = set(request.alive)
-        spawn = () if self._outcome else tuple(p for p in self._members.starting() if p not in alive)
-        return m.SupervisorOrders(
-            spawn, self._members.doomed(), self._status(now), self._outcome, self._error, self._todo
-        )
-
     def _nothing_comes(self) -> bool:
         """Whether nobody is left who could save what was trained."""
         return not self._members.named("starting", "waiting", "active")
 
     def _status(self, now: float) -> m.Status:
-        told, self._messages = tuple(self._messages), []
         return showing.status(
             now, self._progress(), self._ledger.counts(), self._members, self._steering, self._stepper,
-            self._kept, told,
+            self._kept, self._told(),
         )  # fmt: skip
 
     def _heed(self, now: float, request: m.SupervisorTick) -> None:
         """What the host knows: who waits for a place, whose machine will be taken away."""
-        self._members.unplaced(now, request.unplaced)
+        super()._heed(now, request)
         for worker, notice in request.notices:
             if self._round is not None and self._round.has(worker):
                 self._stepper.notice(self._round, worker, notice)
@@ -386,22 +331,15 @@ class Coordinator:
         if step > self._kept.confirmed or (step >= 0 and self._ledger.has_tags_upto(step)):
             self._stepper.settle(now, round_, step, self._kept)
 
-    def _lost(self, now: float, name: str, error: str) -> None:
+    def _lost(self, now: float, name: str, error: str, borne: int = 0) -> None:
         state = self._members[name].state
-        what = self._members.lost(now, name, error, self._kept.confirmed)
+        super()._lost(now, name, error, borne)
         self._steering.lost(name)
-        self._note(
-            "fault",
-            f"{name} is gone ({headline(error)}): {what}",
-            worker=name,
-            detail=error,
-        )
         if state == "active" and self._round is not None and name in self._round.members:
             self._break_round(now, f"{name} is gone")
 
     def _doom(self, now: float, name: str, reason: str) -> None:
-        self._members.doom(name, reason)
-        self._note("decision", f"kill {name}: {reason}", action="kill", worker=name)
+        super()._doom(now, name, reason)
         if self._round is not None and name in self._round.members:
             self._break_round(now, f"{name} {reason}")
 
@@ -423,26 +361,11 @@ class Coordinator:
         if not self._stepper.last_save_ok:
             self._fail("the final checkpoint could not be written", "free some space, then resume the run")
 
-    def _fail(self, what: str, todo: str) -> None:
-        if self._outcome != "failed":
-            self._outcome, self._error, self._todo = "failed", what, todo
-            self._note("fault", what, fatal=True)
-
-    def _note(self, kind: str, text: str, **fields: Any) -> None:
-        self._messages.append(text)
-        self._log.append(kind, step=self._kept.confirmed, reason=text, **fields)
+    def _step(self) -> int:
+        return self._kept.confirmed
 
     def _progress(self) -> float:
         return self._stepper.progress(self._kept, self._kept.confirmed)
-
-    def _excuse(self, now: float) -> None:
-        """While this process itself stood still, nobody could be heard: that is not their silence."""
-        stalled_s = now - self._last_tick_s
-        if stalled_s > self._config.members.heartbeat_timeout_s / 2:
-            self._members.excuse(stalled_s)
-            if self._broken_at_s is not None:
-                self._broken_at_s += stalled_s
-        self._last_tick_s = now
 
     def _pass_time(self, now: float) -> None:
         # The time without any coordinator is nobody's: it must not eat the training budget.
@@ -485,14 +408,12 @@ class Coordinator:
             m.Recovered: self._recovered,
             m.BadCheckpoint: self._bad_checkpoint,
         }
-        return {kind: self._in_round(act) for kind, act in in_round.items()} | {
+        kinds = {kind: self._in_round(act) for kind, act in in_round.items()} | self._overseen()
+        return kinds | {
             m.Join: self._join,
-            m.Heartbeat: self._heartbeat,
-            m.Crashed: self._crashed,
             m.KvSet: self._kv,
             m.KvGet: self._kv,
             m.KvAdd: self._kv,
             m.Lease: self._desk.lease,
             m.Done: self._desk.done,
-            m.SupervisorTick: self._supervise,
         }

@@ -173,12 +173,13 @@ class Membership:
         if member.failures and step - member.failed_step >= self._config.healthy_steps:
             member.failures.clear()
 
-    def lost(self, now: float, name: str, error: str, newest_step: int) -> str:
-        """The current incarnation is gone; returns what is done about it, with the reason."""
+    def lost(self, now: float, name: str, error: str, newest_step: int, borne: int = 0) -> str:
+        """The current incarnation is gone; returns what is done about it, with the reason. `borne`: see
+        `restarts.decide`."""
         member = self._members[name]
         member.failures.append(Failure(now, error, signature(error)))
         member.failed_step, member.doomed = newest_step, ""
-        restart = decide(now, tuple(member.failures), self._config)
+        restart = decide(now, tuple(member.failures), self._config, borne)
         member.state = "absent" if restart.at_s is not None else "given_up"
         member.start_at_s = restart.at_s if restart.at_s is not None else 0.0
         return restart.reason

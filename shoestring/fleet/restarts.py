@@ -37,14 +37,18 @@ def signature(error: str) -> str:
     return re.sub(r"0x[0-9a-f]+|\d+", "#", headline(error))
 
 
-def decide(now: float, failures: tuple[Failure, ...], config: MemberConfig) -> Restart:
+def decide(now: float, failures: tuple[Failure, ...], config: MemberConfig, borne: int = 0) -> Restart:
     """Decide after the newest of `failures` (those since the worker was last healthy).
 
     A worker is given up when its last `same_failures` failures have one signature; else it is
     restarted after a pause that doubles with each failure.
+
+    Args:
+        borne: so many more of one signature are suffered, for each narrows down which sample is to blame.
     """
-    last = failures[-config.same_failures :]
-    if len(last) == config.same_failures and len({failure.signature for failure in last}) == 1:
+    most = config.same_failures + borne
+    last = failures[-most:]
+    if len(last) == most and len({failure.signature for failure in last}) == 1:
         return Restart(None, f"failed {len(last)} times in the same way: {last[-1].signature}")
     pause_s = min(config.backoff_max_s, config.backoff_s * 2 ** (len(failures) - 1))
     return Restart(now + pause_s, f"failure {len(failures)}: restart in {pause_s:.2g} s")

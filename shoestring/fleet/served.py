@@ -82,8 +82,8 @@ class ServedCoordinator(Coordinator):
         self._messages.append(self._steering.out_of_memory(request))
         return m.Ack()
 
-    def _lost(self, now: float, name: str, error: str) -> None:
-        super()._lost(now, name, error)
+    def _lost(self, now: float, name: str, error: str, borne: int = 0) -> None:
+        super()._lost(now, name, error, borne)
         if self._round is not None:
             self._serving.goodbye(now, self._round, name, self._kept)
         if is_server(name):
