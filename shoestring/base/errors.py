@@ -83,6 +83,12 @@ class RunError(ShoestringError):
     exit_code = 8
 
 
+class InferError(ShoestringError):
+    """A stage of a batch inference job has a bug, cannot be set up, or answers what makes no sense."""
+
+    exit_code = 10
+
+
 class InterruptedRun(ShoestringError):
     """The user interrupted the run; it was checkpointed and can be resumed."""
 
