@@ -257,11 +257,10 @@ class Ledger:
         done = self._frontier - len(self._returned) - self._doing - self._blame.dead
         return Counts(todo, self._doing, done, self._blame.dead, self._skipped)
 
-    @property
-    def next_is_alone(self) -> bool:
-        """Whether what comes next was lost so often that it is handed out alone."""
+    def is_alone(self, position: int | None = None) -> bool:
+        """Whether a position (None: the next one todo) was lost so often that it is handed out alone."""
         first, _ = self._returned.lowest or (self._frontier, self.spec.total)
-        return self._blame.is_alone(first)
+        return self._blame.is_alone(first if position is None else position)
 
     def dead_letters(self) -> list[Letter]:
         """The samples that failed for good."""

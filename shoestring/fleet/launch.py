@@ -7,38 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import msgspec
+
 from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError
 from shoestring.base.record import RunRecord
 from shoestring.data.ledger import LedgerSpec
-from shoestring.data.sink_config import SinkConfig
 from shoestring.data.store import DurableLedger
-from shoestring.fleet.channel import WorkerMain
+from shoestring.fleet.channel import Answerer, WorkerMain
 from shoestring.fleet.checkpoints import DiskKeeper
 from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.coordinator import Coordinator
+from shoestring.fleet.outputs_spec import OutputsSpec as OutputsSpec
+from shoestring.fleet.publisher import Publisher
 from shoestring.fleet.served import ServedCoordinator
-
-
-@dataclass(frozen=True)
-class OutputsSpec:
-    """What makes a run a job over rows: workers get plain shards, and their output is committed.
-
-    Attributes:
-        sink: where the output goes. With workers on several hosts on storage that all of them, and the
-            host of the coordinator, reach by this path.
-        job: a token of the job, which marks what is staged.
-        shard_rows: rows of a shard, which is one file of the output.
-        max_error_share, min_errors: the job fails when more rows than either allows have an error.
-        drain_s: workers that have to go may finish what they have in hand for that long.
-    """
-
-    sink: SinkConfig
-    job: str
-    shard_rows: int
-    max_error_share: float = 0.05
-    min_errors: int = 10
-    drain_s: float = 10.0
+from shoestring.fleet.shards import ShardCoordinator
 
 
 @dataclass(frozen=True)
@@ -83,7 +66,7 @@ class Outcome:
         return codes[self.status]
 
 
-def build_coordinator(launch: Launch, clock: Clock, resumed: bool) -> tuple[Coordinator, RunRecord]:
+def build_coordinator(launch: Launch, clock: Clock, resumed: bool) -> tuple[Answerer, RunRecord]:
     """The coordinator of a run, from its store where there is one, and the record it writes to.
 
     Args:
@@ -91,14 +74,30 @@ def build_coordinator(launch: Launch, clock: Clock, resumed: bool) -> tuple[Coor
 
     Raises:
         LedgerError: the store is damaged, in use, or belongs to other data.
+        SinkError: the sink belongs to another job, or cannot be written.
         RecordError: the event log cannot be opened.
     """
     url = launch.ledger_url or f"sqlite:///{launch.run_dir / 'ledger.db'}"
     record = RunRecord(launch.run_dir / "events.jsonl", "coordinator", clock)
+    if launch.outputs is not None:
+        return _shards(launch, launch.outputs, url, record, clock, resumed), record
     ledger = DurableLedger.open(url, launch.ledger)
     keeper = DiskKeeper(launch.run_dir / "checkpoints", launch.fleet.checkpoint.keep)
     kind = ServedCoordinator if launch.fleet.servers.count else Coordinator
     return kind(launch.fleet, ledger, keeper, record, clock.now(), resumed), record
+
+
+def _shards(
+    launch: Launch, spec: OutputsSpec, url: str, record: RunRecord, clock: Clock, resumed: bool
+) -> ShardCoordinator:
+    from shoestring.data.outputs import Outputs
+
+    # The bound on rows with an error is the spec's, those given up among them: the ledger has none of its own.
+    rows = msgspec.structs.replace(launch.ledger, max_dead_share=1.0)
+    ledger = DurableLedger.open(url, rows)
+    remote = "://" in spec.sink.path and not spec.sink.path.startswith("file://")
+    publisher = Publisher(Outputs(spec.sink, spec.job), aside=remote)
+    return ShardCoordinator(launch.fleet, spec, ledger, publisher, record, clock.now(), resumed)
 
 
 def load_entry(entry: str) -> WorkerMain:

@@ -48,6 +48,10 @@ class Publisher:
         self._finishing: Future[None] | None = None
         self._finished = False
 
+    def recover(self, committed: list[Output]) -> list[str]:
+        """Finish what an earlier coordinator left; what was done, in words."""
+        return self._sink.open(committed)
+
     def add(self, output: Output) -> None:
         """It is part of the next commit."""
         self._committed.append(output)

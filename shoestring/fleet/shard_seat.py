@@ -37,7 +37,7 @@ class ShardSeat:
 
     Raises (every call):
         TransportError: no answer; call again later, with the same arguments. It counts once.
-        DismissedError: this process was replaced: leave, touch nothing.
+        DismissedError: this process was replaced, or the job has failed: leave, touch nothing.
         FleetError: no answer for as long as a coordinator that hangs is suffered, and another one needs to
             start; or it refuses.
     """
@@ -162,6 +162,8 @@ class ShardSeat:
 
 
 def _expect(reply: m.Reply, kind: type[T]) -> T:
+    if isinstance(reply, m.Stop):
+        raise DismissedError(f"the job is over: {reply.reason}", "nothing: the next start cleans up")
     if not isinstance(reply, kind):
         raise FleetError(
             f"the coordinator answered {type(reply).__name__}, not {kind.__name__}",

@@ -1,0 +1,53 @@
+"""Workers that were told to leave: why, until when, and whether others take their places (source: ours)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SLACK_S = 15.0
+
+
+@dataclass(frozen=True)
+class Departure:
+    """One worker's: it finishes what it has in hand until then; `again`: its place is refilled."""
+
+    until_s: float
+    reason: str
+    again: bool
+
+
+class Departures:
+    """Who leaves.
+
+    Args:
+        drain_s: how long a worker may finish what it has in hand.
+    """
+
+    def __init__(self, drain_s: float) -> None:
+        self._drain_s = drain_s
+        self._leaving: dict[str, Departure] = {}
+
+    def order(self, now: float, worker: str, reason: str, again: bool) -> None:
+        """This worker is to leave; the first order holds, but nobody comes back after one without `again`."""
+        if worker not in self._leaving:
+            self._leaving[worker] = Departure(now + self._drain_s, reason, again)
+        elif not again:
+            first = self._leaving[worker]
+            self._leaving[worker] = Departure(first.until_s, first.reason, False)
+
+    def of(self, worker: str) -> Departure | None:
+        """What it was told; None: nothing."""
+        return self._leaving[worker] if worker in self._leaving else None
+
+    def gone(self, worker: str) -> None:
+        """It is gone."""
+        self._leaving.pop(worker, None)
+
+    def overdue(self, now: float) -> dict[str, str]:
+        """Workers that should have been gone for long -> why they are to be killed."""
+        late = {name: now - one.until_s for name, one in self._leaving.items()}
+        return {
+            name: f"was to leave {late_s:.0f} s ago ({self._leaving[name].reason})"
+            for name, late_s in late.items()
+            if late_s > SLACK_S
+        }
