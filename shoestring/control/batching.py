@@ -1,9 +1,9 @@
 """How many items a batch of a stage should have, found out while it works: pure functions, and a holder of
 their state (source: ours).
 
-The size doubles for as long as items per second grow by `GAIN`, judged by medians of several batches, and stays
-where that ends. Much later it is tried again: data and machines change. A batch that did not fit halves the
-bound, which never rises again.
+The size doubles for as long as items per second grow by `GAIN`, judged by medians of several batches, and
+stays where that ends. Much later it is tried again: data and machines change. A batch that did not fit halves
+the bound, which never rises again.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Literal
 
 GAIN = 0.05
 """What a larger batch must bring, of items per second: less is not worth its memory and its delay."""
-LEAST_LOOKS, MOST_LOOKS = 5, 25
+LEAST_LOOKS, MOST_LOOKS = 7, 25
 """Batches before two sizes are compared; as many more as the comparison is in doubt, up to the latter."""
 FULL = 0.75
 """A batch with fewer of the items that it might have says nothing about this size."""
 LONG_S = 4.0
-"""A batch that takes longer does not grow: its overhead is nothing by then, and a lost process costs all of it."""
+"""A longer batch does not grow: its overhead is nothing by then, and a lost process costs all of it."""
 REST, MOST_REST = 400, 25_600
 """Batches between two tries of another size; doubled each time that a try brings nothing."""
 SPREAD = 1.4826
@@ -102,15 +102,16 @@ def _compared(state: Sizing, took_s: float) -> Sizing:
     if not state.home:  # the first size of all
         return _onward(state, took_s)
     gain, doubt = gain_of(state.home_rates, state.rates)
-    if abs(gain - GAIN) < doubt and len(state.rates) < MOST_LOOKS:
+    if abs(gain - GAIN) < 2 * doubt and len(state.rates) < MOST_LOOKS:
         return state
     if gain >= GAIN:
         return _onward(replace(state, reason=_said(state, gain)), took_s)
     # Back to the size that was better; what it was measured at still counts.
     rest = min(2 * state.rest, MOST_REST) if state.mode == "probe" else state.rest
     return replace(
-        state, size=state.home, rates=state.home_rates, bytes=state.home_bytes, mode="rest", home=0, home_rates=(),
-        home_bytes=0, warm=True, rested=0, rest=rest, reason=f"{_said(state, gain)}: back to {state.home}",
+        state, size=state.home, rates=state.home_rates, bytes=state.home_bytes, mode="rest", home=0,
+        home_rates=(), home_bytes=0, warm=True, rested=0, rest=rest,
+        reason=f"{_said(state, gain)}: back to {state.home}",
     )  # fmt: skip
 
 
@@ -127,8 +128,8 @@ def _onward(state: Sizing, took_s: float) -> Sizing:
         )  # fmt: skip
     reason = state.reason or f"{following} items are tried: {state.size} do {_rate(state.rates)}"
     return replace(
-        state, size=following, home=state.size, home_rates=state.rates, home_bytes=state.bytes, rates=(), bytes=0,
-        warm=False, reason=reason,
+        state, size=following, home=state.size, home_rates=state.rates, home_bytes=state.bytes, rates=(),
+        bytes=0, warm=False, reason=reason,
     )  # fmt: skip
 
 
@@ -170,7 +171,8 @@ def _error(rates: Sequence[float]) -> float:
 
 
 def _said(state: Sizing, gain: float) -> str:
-    return f"{state.size} items do {_rate(state.rates)}, {state.home} did {_rate(state.home_rates)} ({gain:+.0%})"
+    before = f"{state.home} did {_rate(state.home_rates)}"
+    return f"{state.size} items do {_rate(state.rates)}, {before} ({gain:+.0%})"
 
 
 def _rate(rates: Sequence[float]) -> str:
