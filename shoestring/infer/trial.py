@@ -1,0 +1,132 @@
+"""The trial before a job: a few rows through all stages, told to the user as a table (source: ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from shoestring.base.clock import Clock
+from shoestring.base.units import format_bytes, format_count, format_duration
+from shoestring.data.row_index import RowIndex
+from shoestring.infer.config import InferConfig
+from shoestring.infer.expect import Expected, Part, expect, stages_by_name
+from shoestring.infer.rehearsal import Rehearsal
+from shoestring.infer.rehearse import rehearse
+
+SHOWN_ERRORS = 5
+SHOWN_CHARS = 160
+Cells = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the trial found, and what it lets one expect."""
+
+    rehearsal: Rehearsal
+    expected: Expected
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """For the record, and for scripts."""
+        rehearsal, expected = self.rehearsal, self.expected
+        return {
+            "rows": rehearsal.rows,
+            "took_s": round(rehearsal.took_s, 3),
+            "parts": [_rounded(asdict(part)) for part in expected.parts],
+            "columns": columns(rehearsal),
+            "errors": rehearsal.errors,
+            "chunk_rows": rehearsal.chunk_rows,
+            "row_bytes": round(rehearsal.row_bytes),
+            "workers": expected.workers,
+            "expected_rows_per_s": _digits(expected.rows_per_s),
+            "expected_s": _digits(expected.total_s),
+            "expected_output_bytes": round(expected.output_bytes),
+            "slowest": expected.slowest,
+            "reason": expected.reason,
+        }
+
+
+def run_trial(
+    config: InferConfig, names: Sequence[str], index: RowIndex, cores: float, workers: int, clock: Clock
+) -> Trial:
+    """Try it on `trial.rows` rows.
+
+    Args:
+        names: of the stages, in the order of the settings.
+        cores: of each worker.
+
+    Raises:
+        InferError: a stage cannot be set up, or fails with all rows alike: a bug, with its traceback.
+    """
+    rehearsal = rehearse(config, index, min(config.trial.rows, index.rows), clock)
+    stages = stages_by_name(config, tuple(names))
+    expected = expect(rehearsal, stages, config.pools, index.rows, cores, workers)
+    return Trial(rehearsal, expected)
+
+
+def columns(rehearsal: Rehearsal) -> dict[str, str]:
+    """`stage.column` -> its type, of what the stages make."""
+    found = {}
+    for name, schema in rehearsal.schemas.items():
+        for field in pa.ipc.read_schema(pa.py_buffer(schema)):
+            found[f"{name}.{field.name}"] = str(field.type)
+    return found
+
+
+def tell(trial: Trial, say: Callable[[str], None]) -> None:
+    """The table of a trial, what the output will hold, and errors that these rows had, line by line."""
+    rehearsal, expected = trial.rehearsal, trial.expected
+    say(f"trial: {rehearsal.rows} rows in {format_duration(rehearsal.took_s)}")
+    for line in table(expected.parts):
+        say(line)
+    workers = f" on {expected.workers} workers" if expected.workers > 1 else ""
+    if expected.rows_per_s > 0:
+        say(
+            f"expected: {format_count(expected.rows_per_s)} rows/s{workers}, "
+            f"{format_duration(expected.total_s)} for {expected.rows:,} rows, about "
+            f"{format_bytes(expected.output_bytes)} of output; {expected.reason}"
+        )
+    for name, kind in columns(rehearsal).items():
+        say(f"  column {name}: {kind}")
+    ranked = sorted(rehearsal.errors.items(), key=lambda item: -item[1])
+    for text, count in ranked[:SHOWN_ERRORS]:
+        say(f"  {count} of these rows have an error: {text[:SHOWN_CHARS]}")
+    if len(ranked) > SHOWN_ERRORS:
+        say(f"  and {len(ranked) - SHOWN_ERRORS} other errors")
+
+
+def table(parts: Sequence[Part]) -> list[str]:
+    """The parts as lines of text, columns under one another."""
+    head: Cells = ("part", "a row", "of it CPU", "items a row", "share", "processes", "busy", "batch")
+    rows = [head, *(_cells(part) for part in parts)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
+    return ["  " + "  ".join(_placed(row, i, widths) for i in range(len(head))).rstrip() for row in rows]
+
+
+def _placed(row: Cells, place: int, widths: Sequence[int]) -> str:
+    return row[place].ljust(widths[place]) if place == 0 else row[place].rjust(widths[place])
+
+
+def _cells(part: Part) -> Cells:
+    return (
+        part.name,
+        format_duration(part.row_s),
+        f"{part.cpu_share:.0%}",
+        f"{part.items_per_row:.3g}",
+        f"{part.share:.0%}",
+        f"{part.processes}{' (fixed)' if part.fixed else ''}",
+        f"{part.busy:.0%}",
+        str(part.batch) if part.batch else "",
+    )
+
+
+def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
+    return {key: _digits(value) if isinstance(value, float) else value for key, value in fields.items()}
+
+
+def _digits(value: float) -> float:
+    """Five significant digits: more was not measured."""
+    return float(f"{value:.5g}")
