@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from shoestring.control.pools import Kind, Pool, PoolsConfig, allot, bound, pace, slowest_of
-from shoestring.infer.config import InferConfig, LimitsConfig, ShardsConfig, StageConfig
+from shoestring.infer.config import LimitsConfig, ShardsConfig, StageConfig
 from shoestring.infer.rehearsal import Rehearsal
 
 LOAD, WRITE = "load", "write"
@@ -156,11 +156,6 @@ def shard_rows(
     if rows * row_bytes > room_bytes:
         rows, why = room_bytes / row_bytes, f"{row_bytes / 1e6:.3g} MB of memory for a row in flight"
     return max(1, math.ceil(rows)), why
-
-
-def stages_by_name(config: InferConfig, names: tuple[str, ...]) -> dict[str, StageConfig]:
-    """Name -> settings; `names` in the order of `config.stages`."""
-    return dict(zip(names, config.stages, strict=True))
 
 
 def _pools(rehearsal: Rehearsal, stages: Mapping[str, StageConfig], pools: PoolsConfig) -> list[Pool]:

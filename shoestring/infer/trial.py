@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,8 +11,8 @@ import pyarrow as pa
 from shoestring.base.clock import Clock
 from shoestring.base.units import format_bytes, format_count, format_duration
 from shoestring.data.row_index import RowIndex
-from shoestring.infer.config import InferConfig
-from shoestring.infer.expect import Expected, Part, expect, stages_by_name
+from shoestring.infer.config import InferConfig, StageConfig
+from shoestring.infer.expect import Expected, Part, expect
 from shoestring.infer.rehearsal import Rehearsal
 from shoestring.infer.rehearse import rehearse
 
@@ -50,21 +50,26 @@ class Trial:
 
 
 def run_trial(
-    config: InferConfig, names: Sequence[str], index: RowIndex, cores: float, workers: int, clock: Clock
+    config: InferConfig,
+    stages: Mapping[str, StageConfig],
+    index: RowIndex,
+    cores: float,
+    clock: Clock,
+    kept: Rehearsal | None = None,
 ) -> Trial:
     """Try it on `trial.rows` rows.
 
     Args:
-        names: of the stages, in the order of the settings.
+        stages: name -> settings, in the order of the flow.
         cores: of each worker.
+        kept: what an earlier trial of the same job has found: then nothing is tried.
 
     Raises:
         InferError: a stage cannot be set up, or fails with all rows alike: a bug, with its traceback.
     """
-    rehearsal = rehearse(config, index, min(config.trial.rows, index.rows), clock)
-    stages = stages_by_name(config, tuple(names))
-    expected = expect(rehearsal, stages, config.pools, index.rows, cores, workers)
-    return Trial(rehearsal, expected)
+    found = kept or rehearse(config, index, min(config.trial.rows, index.rows), clock)
+    workers = config.fleet.members.workers or 1
+    return Trial(found, expect(found, stages, config.pools, index.rows, cores, workers))
 
 
 def columns(rehearsal: Rehearsal) -> dict[str, str]:
