@@ -80,6 +80,28 @@ OUTPUT = click.Option(
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory for weights, configuration and tokenizer.",
 )
+INFER_OPTIONS = (
+    click.Argument(
+        ["job"], required=False, type=click.Path(dir_okay=False, path_type=Path), metavar="[JOB.toml]"
+    ),
+    click.Option(
+        ["--source"],
+        multiple=True,
+        metavar="FILES",
+        help="Files to read: globs, folders or URLs of parquet, jsonl, csv, text, images. May be repeated.",
+    ),
+    click.Option(
+        ["--stage"],
+        multiple=True,
+        metavar="STAGE",
+        help="What rows go through, in order: FILE.py:CLASS, MODULE:CLASS, or the path of a model. May be "
+        "repeated.",
+    ),
+    click.Option(["--output"], default="", metavar="DIR", help="Folder or URL for the output."),
+)
+DRY_RUN = click.Option(
+    ["--dry-run", "dry"], is_flag=True, help="Only try some rows: what each part costs, what to expect."
+)
 SIM_OPTIONS = (
     click.Option(
         ["--seeds"], type=click.IntRange(min=1), default=1000, show_default=True, help="How many worlds."
@@ -148,8 +170,14 @@ COMMANDS = (
     Command(
         "resume",
         "Go on with an interrupted run, on as many workers as you like.",
-        "shoestring.commands.run:resume",
+        "shoestring.commands.resume:resume",
         (RUN, SETS, TOML_FILES, RUNS_DIR, AS_JSON),
+    ),
+    Command(
+        "infer",
+        "Run models over any amount of data; each row exactly once.",
+        "shoestring.commands.infer:infer",
+        (*INFER_OPTIONS, SETS, TOML_FILES, NAME, RUNS_DIR, DRY_RUN, AS_JSON),
     ),
     Command(
         "generate",

@@ -8,13 +8,18 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from shoestring.base.config import load_config
 from shoestring.base.errors import ConfigError
-from shoestring.train.runs import About, Job, JobConfig
+from shoestring.fleet.rundirs import About
+
+if TYPE_CHECKING:  # it loads torch, which a job over rows may not need
+    from shoestring.train.runs import Job, JobConfig
 
 JOBS: Mapping[str, str] = MappingProxyType({"pretrain": "shoestring.jobs.pretrain:PretrainJob"})
+INFER = "infer"
+"""The job of runs that `shoestring infer` has started; they have no recipe and no checkpoint."""
 
 
 def load_recipe(name: str, toml_files: tuple[Path, ...], sets: tuple[str, ...]) -> JobConfig:

@@ -8,9 +8,9 @@ from pathlib import Path
 import click
 
 from shoestring.commands.common import print_json
+from shoestring.fleet.rundirs import find_run
 from shoestring.report.page import write_page
 from shoestring.report.verify import verify_page
-from shoestring.train.runs import find_run
 
 
 def report(run: str, verify: bool, runs_dir: Path, as_json: bool) -> int:

@@ -1,4 +1,4 @@
-"""`shoestring run` and `shoestring resume`."""
+"""`shoestring run`, and `shoestring resume` of what it has started."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from shoestring.base.clock import SystemClock
 from shoestring.base.record import read_events
 from shoestring.commands.common import load_job, load_recipe, print_json, reload_config
 from shoestring.fleet.launch import Outcome
+from shoestring.fleet.rundirs import About, new_run_dir
 from shoestring.report.page import write_page
 from shoestring.report.terminal import LiveView
-from shoestring.train.runs import find_run, new_run_dir, start
 from shoestring.train.runs import resume as resume_run
+from shoestring.train.runs import start
 
 
 def run(
@@ -31,10 +32,9 @@ def run(
 
 
 def resume(
-    run: str, sets: tuple[str, ...], toml_files: tuple[Path, ...], runs_dir: Path, as_json: bool
+    run_dir: Path, about: About, toml_files: tuple[Path, ...], sets: tuple[str, ...], as_json: bool
 ) -> int:
-    """Go on with a run; returns the exit code."""
-    run_dir, about = find_run(runs_dir, run)
+    """Go on with a training run; returns the exit code."""
     job = load_job(reload_config(run_dir, about, toml_files, sets))
     with LiveView(run_dir.name, quiet=as_json) as view:
         view.say(f"resuming {run_dir.name}")

@@ -8,9 +8,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from shoestring.base.record import read_events
-from shoestring.commands.common import print_json
-from shoestring.train.runs import ABOUT, find_run
+from shoestring.base.record import Events, read_events
+from shoestring.commands.common import INFER, print_json
+from shoestring.fleet.rundirs import ABOUT, About, find_run
+
+TRAINED = ("run", "recipe", "status", "steps", "loss", "faults", "checkpoint")
+INFERRED = ("run", "status", "rows", "done", "failed", "faults", "output")
+DONE = ("rows", "summary")
+"""Events that tell how many rows are done."""
 
 
 def runs(runs_dir: Path, as_json: bool) -> int:
@@ -22,14 +27,16 @@ def runs(runs_dir: Path, as_json: bool) -> int:
         print_json(rows)
         return 0
     if not rows:
-        Console().print(f"no runs in {runs_dir}; start one with: shoestring run demo")
+        Console().print(f"no runs in {runs_dir}; start one with: shoestring run demo, or shoestring infer")
         return 0
-    table = Table("run", "recipe", "status", "steps", "loss", "faults", "checkpoint")
-    for row in rows:
-        table.add_row(
-            *(str(row[key]) for key in ("run", "recipe", "status", "steps", "loss", "faults", "checkpoint"))
-        )
-    Console().print(table)
+    for keys in (TRAINED, INFERRED):
+        same = [row for row in rows if row.keys() == set(keys)]
+        if not same:
+            continue
+        table = Table(*keys)
+        for row in same:
+            table.add_row(*(str(row[key]) for key in keys))
+        Console().print(table)
     return 0
 
 
@@ -37,15 +44,34 @@ def _row(run_dir: Path) -> dict[str, Any]:
     _, about = find_run(run_dir.parent, run_dir.name)
     log = run_dir / "events.jsonl"
     events = read_events(log) if log.exists() else None
-    steps = events.of("step") if events else []
     last = [event for event in events.events if event["kind"] in ("run", "end")][-1:] if events else []
+    status = last[0]["status"] if last and last[0]["kind"] == "end" else "running or killed"
+    faults = len(events.of("fault")) if events else 0
+    if about.job == INFER:
+        return _inferred(about, events, status, faults)
+    steps = events.of("step") if events else []
     checkpoints = sorted((run_dir / "checkpoints").glob("step-????????"))
     return {
         "run": about.name,
         "recipe": about.recipe,
-        "status": last[0]["status"] if last and last[0]["kind"] == "end" else "running or killed",
+        "status": status,
         "steps": steps[-1]["step"] if steps else 0,
         "loss": round(steps[-1]["metrics"]["loss"], 4) if steps else None,
-        "faults": len(events.of("fault")) if events else 0,
+        "faults": faults,
         "checkpoint": str(checkpoints[-1]) if checkpoints else "",
+    }
+
+
+def _inferred(about: About, events: Events | None, status: str, faults: int) -> dict[str, Any]:
+    """A job over rows: how many of them are done, and where the output is."""
+    data, known, begun = (events.of(*kinds) if events else [] for kinds in (("data",), DONE, ("run",)))
+    done = known[-1] if known else {}
+    return {
+        "run": about.name,
+        "status": status,
+        "rows": data[-1]["rows"] if data else 0,
+        "done": next((done[key] for key in ("done", "rows") if key in done), 0),
+        "failed": done["failed"] if done else 0,
+        "faults": faults,
+        "output": begun[-1]["settings"]["sink"]["path"] if begun else "",
     }
