@@ -1,4 +1,4 @@
-"""Batch inference over Ray on several test hosts: one of them dies, one comes late; each row comes out once."""
+"""Batch inference over Ray on test hosts: one of them dies, one comes late; each row comes out once."""
 
 from __future__ import annotations
 
