@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -62,10 +62,12 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Ended:
-    """How a job ended; `run_dir` is None where all was done before, by a run that is not at hand."""
+    """How a job ended; `run_dir` is None where all was done before, by a run that is not at hand: then
+    `facts` are those of the output's manifest."""
 
     run_dir: Path | None
     outcome: Outcome
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def run_job(config: InferConfig, recipe: str, name: str, runs_dir: Path, clock: 
     if owner is not None and run_dir is None:
         if owner.complete:
             view.say(f"this job is finished already; its output is in {config.sink.path}")
-            return Ended(None, Outcome("finished"))
+            return Ended(None, Outcome("finished"), owner.facts)
         raise RunError(
             f"{config.sink.path} holds part of this job's output, of a run that is not in {runs_dir}",
             "name the directory of that run's runs (--runs-dir), or choose another --output",

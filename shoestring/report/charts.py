@@ -13,6 +13,19 @@ from typing import Any
 import altair as alt
 
 from shoestring.report import tables
+from shoestring.report.drawing import (
+    EVENT_COLOR,
+    FAULT_COLOR,
+    LANE_HEIGHT,
+    REASON_CHARS,
+    SHAPES,
+    clock,
+    data,
+    fault_rules,
+    marks,
+    time_axis,
+)
+from shoestring.report.job_charts import job_chart, pool_chart
 from shoestring.report.record_view import RecordView
 from shoestring.report.series import (
     Row,
@@ -23,15 +36,6 @@ from shoestring.report.series import (
     worker_curve,
 )
 
-LANE_HEIGHT = 26
-FAULT_COLOR = "#dd5061"  # these two are seen on light and on dark paper
-EVENT_COLOR = "#8a8f98"
-TIME_TITLE = "time of running (min:s)"
-REASON_CHARS = 220
-MARKED_EVENTS = 400
-SHAPES: Mapping[str, str] = MappingProxyType(
-    {"fault": "cross", "checkpoint": "square", "decision": "diamond", "round": "triangle-right"}
-)
 WHAT = ("compute", "exchange", "other")
 
 
@@ -50,36 +54,12 @@ def chart(view: RecordView, name: str) -> dict[str, Any] | None:
     return spec
 
 
-def _data(rows: list[Row]) -> Any:
-    return alt.InlineData(values=rows)
-
-
-def _time(field: str = "at_s") -> Any:
-    text = "floor(datum.value / 60) + ':' + pad(floor(datum.value % 60), 2, '0', 'left')"
-    return alt.X(f"{field}:Q", title=TIME_TITLE, axis=alt.Axis(labelExpr=text, tickMinStep=1))
-
-
-def _clock(field: str) -> dict[str, str]:
-    """A Vega transform that adds `clock`, the time as min:s, for tooltips."""
-    seconds = f"datum.{field}"
-    return {"clock": f"floor({seconds} / 60) + ':' + pad(floor({seconds} % 60), 2, '0', 'left')"}
-
-
-def _fault_rules(view: RecordView) -> Any:
-    rows = [row for row in _marks(view) if row["kind"] == "fault"]
-    return (
-        alt.Chart(_data(rows))
-        .mark_rule(strokeDash=[4, 3], strokeWidth=1.3, color=FAULT_COLOR)
-        .encode(x=_time(), tooltip=[alt.Tooltip("reason:N", title="fault")])
-    )
-
-
 def _metric(view: RecordView, name: str) -> Any:
     rows = metric_curve(view, name)
     if not rows:
         return None
     scale = alt.Scale(zero=False, nice=True)
-    base = alt.Chart(_data(rows)).encode(x=_time())
+    base = alt.Chart(data(rows)).encode(x=time_axis())
     tips = [
         alt.Tooltip("step:Q", title="step", format=","),
         alt.Tooltip("smooth:Q", title="trailing mean"),
@@ -91,17 +71,17 @@ def _metric(view: RecordView, name: str) -> Any:
     thin = base.mark_line(opacity=0.35, strokeWidth=1).encode(y=alt.Y("value:Q", title=None, scale=scale))
     bold = base.mark_line(strokeWidth=2.4).encode(y=alt.Y("smooth:Q", title=None, scale=scale))
     reach = base.mark_point(opacity=0, size=120).encode(y=alt.Y("smooth:Q", title=None), tooltip=tips)
-    return alt.layer(band, thin, bold, _fault_rules(view), reach).properties(width="container", height=190)
+    return alt.layer(band, thin, bold, fault_rules(view), reach).properties(width="container", height=190)
 
 
 def _rate(view: RecordView, name: str) -> Any:
     rows = rate_curve(view, name)
     if not rows:
         return None
-    base = alt.Chart(_data(rows)).encode(x=_time(), y=alt.Y("per_s:Q", title=None))
+    base = alt.Chart(data(rows)).encode(x=time_axis(), y=alt.Y("per_s:Q", title=None))
     tips = [alt.Tooltip("step:Q", format=","), alt.Tooltip("per_s:Q", title=f"{name} per second", format=",")]
     line, reach = base.mark_line(strokeWidth=2.4), base.mark_point(opacity=0, size=120).encode(tooltip=tips)
-    return alt.layer(line, _fault_rules(view), reach).properties(width="container", height=190)
+    return alt.layer(line, fault_rules(view), reach).properties(width="container", height=190)
 
 
 def _worker_line(view: RecordView, key: str) -> Any:
@@ -110,11 +90,11 @@ def _worker_line(view: RecordView, key: str) -> Any:
         return None
     titles = {"compute_s": "batch time (s)", "samples": "samples of a step"}
     color = alt.Color("worker:N", sort=list(view.workers), title=None, legend=alt.Legend(orient="top"))
-    base = alt.Chart(_data(rows)).encode(x=_time(), y=alt.Y(f"{key}:Q", title=None), color=color)
+    base = alt.Chart(data(rows)).encode(x=time_axis(), y=alt.Y(f"{key}:Q", title=None), color=color)
     line = base.mark_line(strokeWidth=1.8).encode(detail="round:N")
     tips = ["worker:N", alt.Tooltip("step:Q", format=","), alt.Tooltip(f"{key}:Q", title=titles[key])]
     reach = base.mark_point(size=18, filled=True, opacity=0.7).encode(tooltip=tips)
-    return alt.layer(line, reach, _fault_rules(view)).properties(width="container", height=190)
+    return alt.layer(line, reach, fault_rules(view)).properties(width="container", height=190)
 
 
 def _time_split(view: RecordView, argument: str) -> Any:
@@ -122,7 +102,7 @@ def _time_split(view: RecordView, argument: str) -> Any:
     if not rows:
         return None
     return (
-        alt.Chart(_data(rows))
+        alt.Chart(data(rows))
         .mark_bar(height={"band": 0.72})
         .encode(
             x=alt.X(
@@ -137,22 +117,6 @@ def _time_split(view: RecordView, argument: str) -> Any:
     )
 
 
-def _marks(view: RecordView) -> list[Row]:
-    """Faults, decisions and checkpoints for the timeline; at most `MARKED_EVENTS`, faults first."""
-    rows = []
-    for moment in view.moments:
-        event = view.events[moment.indices[0]]
-        if moment.kind not in SHAPES or event.get("action") == "none" or moment.kind == "round":
-            continue
-        reason = str(event["reason"]) if "reason" in event else ""
-        worker = str(event["worker"]) if "worker" in event else ""
-        lane = {"fault": "faults", "decision": "decisions", "checkpoint": "checkpoints"}[moment.kind]
-        at = {"at_s": rounded(moment.at_s), "kind": moment.kind, "lane": lane}
-        rows.append({**at, "worker": worker, "reason": reason[:REASON_CHARS]})
-    rows.sort(key=lambda row: row["kind"] != "fault")
-    return sorted(rows[:MARKED_EVENTS], key=lambda row: row["at_s"])
-
-
 def _timeline(view: RecordView, argument: str) -> Any:
     bars: list[Row] = []
     for stretch in view.stretches:
@@ -160,17 +124,17 @@ def _timeline(view: RecordView, argument: str) -> Any:
         ends = {"from_s": rounded(stretch.from_s), "to_s": rounded(stretch.to_s)}
         told = {"round": event.get("round_id"), "reason": str(event.get("reason"))[:REASON_CHARS]}
         bars.append({"lane": stretch.worker, **ends, **told})
-    marks = _marks(view)
-    if not bars and not marks:
+    points_of = marks(view)
+    if not bars and not points_of:
         return None
     lanes = [*view.workers, "faults", "decisions", "checkpoints"]
     y = alt.Y("lane:N", title=None, sort=lanes, scale=alt.Scale(domain=lanes))
     spans = (
-        alt.Chart(_data(bars))
-        .transform_calculate(**_clock("from_s"))
+        alt.Chart(data(bars))
+        .transform_calculate(**clock("from_s"))
         .mark_bar(height={"band": 0.6}, cornerRadius=3, opacity=0.85)
         .encode(
-            x=_time("from_s"),
+            x=time_axis("from_s"),
             x2="to_s:Q",
             y=y,
             color=alt.Color("lane:N", sort=list(view.workers), legend=None),
@@ -183,11 +147,11 @@ def _timeline(view: RecordView, argument: str) -> Any:
         )
     )
     points = (
-        alt.Chart(_data(marks))
-        .transform_calculate(**_clock("at_s"))
+        alt.Chart(data(points_of))
+        .transform_calculate(**clock("at_s"))
         .mark_point(filled=True, size=90, opacity=0.95)
         .encode(
-            x=_time(),
+            x=time_axis(),
             y=y,
             shape=alt.Shape(
                 "kind:N", scale=alt.Scale(domain=list(SHAPES), range=list(SHAPES.values())), legend=None
@@ -196,7 +160,7 @@ def _timeline(view: RecordView, argument: str) -> Any:
             tooltip=[alt.Tooltip("clock:N", title="at"), "kind:N", "worker:N", "reason:N"],
         )
     )
-    layers = ([spans] if bars else []) + ([points] if marks else [])
+    layers = ([spans] if bars else []) + ([points] if points_of else [])
     return alt.layer(*layers).properties(width="container", height=alt.Step(LANE_HEIGHT))
 
 
@@ -222,7 +186,7 @@ def _plan(view: RecordView, argument: str) -> Any:
     if not rows:
         return None
     return (
-        alt.Chart(_data(rows))
+        alt.Chart(data(rows))
         .mark_bar(height={"band": 0.72})
         .encode(
             x=alt.X("predicted_s:Q", title="predicted seconds a step"),
@@ -250,7 +214,7 @@ def _comparison(view: RecordView, number: str) -> Any:
     ]
     largest = max(row["value"] for row in rows)
     room = alt.Scale(zero=True, domainMax=rounded(largest * 1.12)) if largest > 0 else alt.Scale(zero=True)
-    base = alt.Chart(_data(rows)).encode(
+    base = alt.Chart(data(rows)).encode(
         y=alt.Y("what:N", title=None, sort=None, axis=alt.Axis(labelLimit=260))
     )
     bar = base.mark_bar(height={"band": 0.72}, cornerRadiusEnd=3).encode(
@@ -275,5 +239,7 @@ MAKERS: Mapping[str, Callable[[RecordView, str], Any]] = MappingProxyType(
         "timeline": _timeline,
         "plan": _plan,
         "comparison": _comparison,
+        "job": job_chart,
+        "pool": pool_chart,
     }
 )

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from shoestring.report import job_view
 from shoestring.report.record_view import RecordView
 from shoestring.report.series import count_of, rounded
 from shoestring.report.tables import shown_moments
@@ -223,6 +224,20 @@ def _predicted_ratio(view: RecordView, args: Args) -> float:
     return rounded(_step_median(view, ()) / _field(view, args))
 
 
+def _job_total(view: RecordView, args: Args) -> int:
+    return job_view.totals(view)[args[0]]
+
+
+def _part_measured(view: RecordView, args: Args) -> float:
+    return job_view.measured(view, args[0], args[1])
+
+
+def _part_ratio(view: RecordView, args: Args) -> float:
+    """(event, "parts", n): measured seconds of a row over those of the trial."""
+    part = _field(view, args)
+    return rounded(job_view.measured(view, part["name"], "row_s") / part["row_s"])
+
+
 def _damage(view: RecordView, args: Args) -> Any:
     """("line" or "reason", n)."""
     return getattr(view.damage[args[1]], {"line": "line", "reason": "reason"}[args[0]])
@@ -274,6 +289,14 @@ FORMULAS: Mapping[str, Formula] = MappingProxyType(
         "workers": Formula(lambda view, args: len(view.workers), ("round", "step"), "workers that took part"),
         "exchange_share": Formula(
             _exchange_share, ("step",), "exchange over compute and exchange, all workers"
+        ),
+        "job_total": Formula(_job_total, ("rows", "summary"), "{0}, as last told"),
+        "job_rate": Formula(
+            lambda view, args: job_view.rate(view), ("rows", "summary"), "rows over the time that they took"
+        ),
+        "part_measured": Formula(_part_measured, ("pools",), "{1} of {0}, as measured in the run"),
+        "part_ratio": Formula(
+            _part_ratio, ("trial", "pools"), "cost of a row in the run over that in the trial"
         ),
         "damaged": Formula(lambda view, args: len(view.damage), ("*",), "damaged stretches of the log"),
         "damage": Formula(_damage, ("*",), "{0} of a damaged stretch"),

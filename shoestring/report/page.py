@@ -19,7 +19,7 @@ from markupsafe import Markup
 from shoestring import __version__
 from shoestring.base.errors import RecordError
 from shoestring.base.record import Events, read_events
-from shoestring.report import formulas, tables
+from shoestring.report import formulas, job_view, tables
 from shoestring.report.marks import Marker
 from shoestring.report.record_view import RecordView, fingerprint, view_of
 
@@ -74,6 +74,7 @@ def render(log: Events, library: str) -> str:
         mark=Marker(view),
         tables=tables,
         formulas=formulas,
+        job=job_view,
         charts=chart_scripts(view),
         result=tables.facts_of(view, view.last("result")),
         comparisons=tables.comparisons(view),
@@ -95,6 +96,8 @@ def chart_names(view: RecordView) -> list[str]:
     """Every chart that the page could have, in order."""
     return [
         *(f"comparison:{n}" for n in range(len(tables.comparisons(view)))),
+        *(f"job:{key}" for key in ("done", "per_s", "failed")),
+        *(f"pool:{key}" for key in ("processes", "busy", "waiting")),
         *(f"metric:{name}" for name in view.metrics),
         *(f"rate:{name}" for name in view.counts or ("samples",)),
         "worker:compute_s",

@@ -229,7 +229,7 @@ def _stretches(events: tuple[Event, ...], at_s: tuple[float, ...]) -> tuple[Stre
     return tuple(sorted(found, key=lambda stretch: (stretch.from_s, stretch.worker)))
 
 
-TOLD = ("run", "end", "result", "fault", "recovery", "checkpoint", "round", "decision", "effect")
+TOLD = ("run", "end", "result", "fault", "recovery", "checkpoint", "round", "back", "decision", "effect")
 """Kinds of events that a person is told, those that are kept longest first where there are too many."""
 
 
