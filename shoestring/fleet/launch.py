@@ -92,7 +92,7 @@ def _shards(
 ) -> ShardCoordinator:
     from shoestring.data.outputs import Outputs
 
-    # The bound on rows with an error is the spec's, those given up among them: the ledger has none of its own.
+    # The bound on rows with an error is the spec's, with those given up; the ledger has none of its own.
     rows = msgspec.structs.replace(launch.ledger, max_dead_share=1.0)
     ledger = DurableLedger.open(url, rows)
     remote = "://" in spec.sink.path and not spec.sink.path.startswith("file://")

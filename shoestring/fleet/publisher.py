@@ -16,8 +16,9 @@ from shoestring.data.output_state import Output
 class Sink(Protocol):
     """The coordinator's side of a sink: `data.outputs.Outputs`, or a fake."""
 
-    def open(self, committed: Iterable[Output]) -> list[str]:
-        """Finish what an earlier coordinator left. Raises SinkError."""
+    def open(self, committed: Iterable[Output], sweep: bool) -> list[str]:
+        """Finish what an earlier coordinator left. `sweep`: remove what is staged and not committed; while
+        workers live, they may yet report it. Raises SinkError."""
         ...
 
     def publish(self, output: Output) -> None:
@@ -48,9 +49,9 @@ class Publisher:
         self._finishing: Future[None] | None = None
         self._finished = False
 
-    def recover(self, committed: list[Output]) -> list[str]:
-        """Finish what an earlier coordinator left; what was done, in words."""
-        return self._sink.open(committed)
+    def recover(self, committed: list[Output], alone: bool) -> list[str]:
+        """Finish what an earlier coordinator left; what was done, in words. `alone`: no worker can live."""
+        return self._sink.open(committed, sweep=alone)
 
     def add(self, output: Output) -> None:
         """It is part of the next commit."""

@@ -178,9 +178,9 @@ class ShardDesk:
         self.lost_rows += sum(size(lease.ranges) for lease in lost)
         for lease in lost:
             self._drop(holder, lease.lease_id)
-        self.left(holder)  # verdicts, which nobody is to blame for
+        verdicts = self.left(holder)  # nothing is to blame in these
         self._note_dead()
-        return len(lost)
+        return len(lost) + verdicts
 
     def expire(self, now: float) -> int:
         """Take back what nobody has given a sign of life for; returns how many shards."""

@@ -88,7 +88,7 @@ class ShardCoordinator(Overseer):
         self._progress = Progress(ledger.spec.total, outputs, now)
         self._desk = ShardDesk(ledger, spec.shard_rows, now, all_dead=resumed)
         self._take_over(now, resumed)
-        for done in publisher.recover(outputs):
+        for done in publisher.recover(outputs, alone=resumed):
             self._note("decision", done, action="recover")
         self._look_at_errors()
         self._end()
@@ -197,7 +197,8 @@ class ShardCoordinator(Overseer):
     def _broken(self, now: float, request: m.JobBroken) -> m.Reply:
         if not self._members.current(request.worker, request.incarnation):
             return _dismissed()
-        self._fail(request.what, request.todo)
+        if not self._outcome:
+            self._fail(request.what, request.todo)
         return m.Ack()
 
     def _tell(self, now: float, request: m.ShardTold) -> m.Reply:
