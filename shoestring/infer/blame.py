@@ -11,8 +11,8 @@ from typing import Generic, Literal, TypeVar
 
 Kind = Literal["died", "killed", "hung", "memory", "raised"]
 NEEDED: dict[Kind, int] = {"raised": 1, "died": 2, "hung": 2, "memory": 2, "killed": 3}
-"""Failures that an item must have been in, the last of them alone, before it gets the error. An exception is the
-item's own doing; a process may also be stopped or killed by somebody else, most of all by SIGKILL."""
+"""Failures that an item must have been in, the last of them alone, before it gets the error. An exception is
+its own doing; a process may also be stopped or killed by somebody else, most of all by SIGKILL."""
 
 T = TypeVar("T")
 
@@ -28,6 +28,7 @@ class Failure:
         signature: the same for the same failure: type and place of an exception.
         detail: the traceback.
         todo: what a user can do; empty: nothing is known.
+        sure: whether nobody else can have done it: the batch had its process for itself.
     """
 
     kind: Kind
@@ -35,6 +36,7 @@ class Failure:
     signature: str = ""
     detail: str = ""
     todo: str = ""
+    sure: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,8 @@ def judge(work: Work[T], failure: Failure) -> tuple[Literal["guilty", "again", "
     """What to do about a batch that has failed, and why."""
     if work.items > 1:
         return "halves", f"{work.items} items, {failure.text}: which of them it is, halves will tell"
-    seen, needed = work.failures + 1, NEEDED[failure.kind]
+    seen = work.failures + 1
+    needed = NEEDED[failure.kind] if failure.sure else seen + 1
     if seen >= needed:
         return "guilty", f"alone, and {failure.text}"
     return "again", f"alone, {failure.text}, but once is no proof" if seen == 1 else failure.text
@@ -171,6 +174,11 @@ class BugWatch:
     def all_failed(self) -> bool:
         """Whether all items so far have failed in the same way, and there was one."""
         return self._failed > 0 and not self._over
+
+    @property
+    def open(self) -> bool:
+        """Whether it may still be a bug."""
+        return not self._over
 
     def passed(self) -> None:
         """An item went well: from now on the items are to blame."""

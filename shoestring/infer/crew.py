@@ -123,7 +123,7 @@ class Member(Generic[T]):
 
     Attributes:
         since_s: its setup, or its oldest task, began.
-        room: items that it takes now; -1: no such bound.
+        room: items that it takes now, of `capacity` in all; -1: no such bound.
         occupied_s: of time with a task, up to `occupied_from_s` where it has one now.
         base_bytes: of its memory when its oldest task began.
         doom: why it was killed, or will be once its task is through (`after`).
@@ -136,6 +136,7 @@ class Member(Generic[T]):
     state: State = "setup"
     streams: bool = False
     room: int = -1
+    capacity: int = -1
     tasks: deque[Task[T]] = field(default_factory=deque)
     setup_s: float = 0.0
     occupied_s: float = 0.0
@@ -347,7 +348,8 @@ class Crew(Generic[T]):
         roster = self._pools[member.pool]
         if isinstance(reply, Up):
             roster.deaths, roster.ever_ready = 0, True
-            member.streams, member.room, member.setup_s = reply.streams, reply.room, reply.took_s
+            member.streams, member.setup_s = reply.streams, reply.took_s
+            member.room = member.capacity = reply.room
             if member.state == "setup":
                 member.state = "ready"
             return [Ready(member)]
@@ -360,8 +362,10 @@ class Crew(Generic[T]):
         member.tasks.remove(task)
         member.occupied_s += now - member.occupied_from_s
         member.occupied_from_s = member.since_s = now
-        if isinstance(reply, Predicted):
-            member.room = reply.room
+        if isinstance(reply, Predicted) and member.capacity >= 0:
+            # It does not know yet of what was sent to it meanwhile.
+            held = sum(one.items for one in member.tasks)
+            member.room = max(0, min(reply.room, member.capacity - held))
         if not isinstance(reply, Raised):
             member.base_bytes = max(member.base_bytes, member.memory_bytes)
         return [Came(member, task, reply)]

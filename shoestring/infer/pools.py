@@ -1,5 +1,5 @@
 """What each pool of a worker does with its time, and what is changed by that (source: AntBatchInfer, elastic
-controller). The decisions are `control.pools` and `control.batching`; here they are fed, and their answers kept.
+controller). The decisions are those of `control.pools`; here they are fed, and their answers kept.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class Pools:
         meter.seconds = KEEP * meter.seconds + took_s
         meter.fresh_items = 0
         busy = min(1.0, seen.occupied_s / (max(1, seen.ready) * took_s))
-        share = min(1.0, meter.cpu_s / meter.took_s) if meter.took_s > 0 else 1.0
+        share = meter.cpu_s / meter.took_s if meter.took_s > 0 else 1.0
         per_row = self.items_per_row(plan.name)
         known = meter.came > 0 and meter.items > 1e-3
         row_s = meter.occupied_s / meter.items * per_row if known else math.nan
@@ -151,5 +151,6 @@ class Pools:
         rate = meter.items / meter.seconds / per_row if per_row > 0 else 0.0
         return pool, PoolShown(
             plan.name, plan.kind, seen.processes, round(busy, 3), seen.waiting, rate,
-            0.0 if math.isnan(row_s) else row_s, round(share, 3), seen.batch, seen.restarts, seen.memory_bytes,
+            0.0 if math.isnan(row_s) else row_s, round(share, 3), seen.batch, seen.restarts,
+            seen.memory_bytes,
         )  # fmt: skip

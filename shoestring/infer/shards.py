@@ -253,12 +253,12 @@ class Shards:
 
     # --- writing -------------------------------------------------------------------------------------
 
-    def ready_to_write(self) -> list[int]:
+    def ready_to_write(self) -> list[InHand]:
         """Shards that are complete and not handed out yet, which they are by this."""
         ready = [shard for shard in self._hand.values() if shard.complete and not shard.written]
         for shard in ready:
             shard.written = shard.begun = True
-        return [shard.lease_id for shard in ready]
+        return ready
 
     def write_order(self, lease_id: int, task: int, who: str) -> Write:
         """All that a writer has to know of a shard, in the order of its rows."""

@@ -1,0 +1,66 @@
+"""How much may be read ahead: pure functions, and the budget they go by (source: ours)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+LEAST_CHUNK_BYTES, MOST_CHUNK_BYTES = 1 << 20, 64 << 20
+CHUNKS = 16
+"""The budget should hold that many chunks, so that one more or less does not matter."""
+SPARE_SHARE = 0.1
+"""Of all shared memory, left to others."""
+
+
+@dataclass
+class Budget:
+    """Bytes of shared memory for rows in flight.
+
+    Attributes:
+        limit_bytes: of this worker.
+        total_bytes: of shared memory on this machine; `free_bytes` of it nobody uses now.
+        held_bytes: of this worker's segments when that was looked at.
+    """
+
+    limit_bytes: int
+    total_bytes: int
+    free_bytes: int
+    held_bytes: int = 0
+
+    @property
+    def chunk_bytes(self) -> int:
+        """A read should not have more."""
+        return max(LEAST_CHUNK_BYTES, min(MOST_CHUNK_BYTES, self.limit_bytes // CHUNKS))
+
+    @property
+    def now_bytes(self) -> int:
+        """What may be held at the moment: others may have filled what is shared with them."""
+        spare = int(SPARE_SHARE * self.total_bytes)
+        return max(0, min(self.limit_bytes, self.held_bytes + self.free_bytes - spare))
+
+
+def may_read(wanted: bool, would_hold_bytes: float, budget_bytes: int, idle: bool) -> bool:
+    """Whether another chunk may be read.
+
+    Args:
+        wanted: the stages that get it do not have enough waiting.
+        would_hold_bytes: with the chunk.
+        idle: nothing at all is at work or waits for a stage: only another chunk of the oldest shard can get
+            things going again, and free the memory it takes.
+    """
+    return wanted and (would_hold_bytes <= budget_bytes or idle)
+
+
+def read_rows(chunk_rows: int, row_bytes: float, chunk_bytes: int) -> int:
+    """Rows of a read: the usual number, or fewer where rows are large."""
+    return max(1, min(chunk_rows, int(chunk_bytes / row_bytes))) if row_bytes > 0 else chunk_rows
+
+
+def default_bytes(wanted_bytes: int, memory_bytes: int, total_bytes: int, free_bytes: int) -> int:
+    """The budget: as set, else a quarter of the machine's memory; never more than there is.
+
+    Args:
+        wanted_bytes: `limits.segment_bytes`; 0: not set.
+        total_bytes, free_bytes: of the place that segments are in.
+    """
+    most = max(LEAST_CHUNK_BYTES, free_bytes - int(SPARE_SHARE * total_bytes))
+    return min(wanted_bytes or memory_bytes // 4, most)
