@@ -1,4 +1,4 @@
-"""Kinds of stages: from settings to something that takes batches. Loads neither torch nor a model by itself."""
+"""Kinds of stages: from settings to something that takes batches. Imports neither torch nor a model."""
 
 from shoestring.infer.stages.loading import load_stage
 from shoestring.infer.stages.looks import check_stage, kind_of

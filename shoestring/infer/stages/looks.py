@@ -45,8 +45,7 @@ def kind_of(config: StageConfig) -> str:
         if (path / "config.json").is_file():
             return "huggingface"
         raise ConfigError(
-            f"{uses} is a folder that holds neither a config.json (a Hugging Face model) nor a {ABOUT} (a run "
-            "of ours)",
+            f"{uses} is a folder with neither a config.json (of Hugging Face) nor a {ABOUT} (of a run)",
             f"check the path; files there: {_names(path)}",
         )
     for ending, kind in ((".onnx", "onnx"), (".pt2", "export")):
@@ -71,8 +70,9 @@ def check_stage(config: StageConfig) -> None:
     if kind in EXTRAS:
         package, extra = EXTRAS[kind]
         if importlib.util.find_spec(package) is None:
+            name = config.name or config.uses or kind
             raise ConfigError(
-                f"stage {config.name or config.uses or kind} needs the package {package}, which is not installed",
+                f"stage {name} needs the package {package}, which is not installed",
                 f"pip install 'shoestring[{extra}]'",
             )
     if kind == "images":
@@ -144,15 +144,19 @@ def _top_names(tree: ast.Module) -> tuple[set[str], bool]:
     """Names that a module defines at its top, and whether there may be more of them."""
     names: set[str] = set()
     open_ended = False
-    for node in ast.walk(tree):
+    below: list[ast.AST] = [*tree.body]
+    while below:
+        node = below.pop()
         if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.AsyncFunctionDef):
             names.add(node.name)
             open_ended |= node.name == "__getattr__"
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            continue  # what is inside is not at the top
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             names.add(node.id)
         elif isinstance(node, ast.Import | ast.ImportFrom):
             names |= {(one.asname or one.name).split(".")[0] for one in node.names}
             open_ended |= any(one.name == "*" for one in node.names)
+        below += ast.iter_child_nodes(node)
     return names, open_ended
 
 
