@@ -55,6 +55,10 @@ class LedgerError(ShoestringError):
     exit_code = 4
 
 
+class StoreAwayError(LedgerError):
+    """The database that holds the ledger cannot be reached, for longer than was to be borne."""
+
+
 class RecordError(ShoestringError):
     """The event log of a run cannot be written or read."""
 
@@ -81,6 +85,18 @@ class RunError(ShoestringError):
     """A run is unknown, already in progress, or in the wrong state for what was asked."""
 
     exit_code = 8
+
+
+class SinkError(ShoestringError):
+    """The output of a job cannot be written, or its place holds something else."""
+
+    exit_code = 9
+
+
+class SinkError(ShoestringError):
+    """Output cannot be written where it should go, or something else is there already."""
+
+    exit_code = 9
 
 
 class InferError(ShoestringError):
