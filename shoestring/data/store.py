@@ -14,6 +14,7 @@ import msgspec
 from shoestring.base.errors import LedgerError
 from shoestring.data.ledger import Ledger
 from shoestring.data.ledger_state import Head, Lease, LedgerSpec, Letter, Snapshot, decode_snapshot
+from shoestring.data.output_state import Output
 from shoestring.data.ranges import Range
 from shoestring.data.stores import OWNER, Changes, Claim, Row, Rows, SqlStore, Store
 
@@ -37,6 +38,8 @@ class DurableLedger(Ledger):
         self._store = store
         self._meta: dict[str, bytes] = {}
         self._dirty_meta: set[str] = set()
+        self._outputs: dict[int, Output] = {}
+        self._new_outputs: set[int] = set()
         self._stored: dict[str, set[int]] = {}
         self._written = b""
         self._all_dirty = False
@@ -86,6 +89,17 @@ class DurableLedger(Ledger):
     def get_meta(self, key: str) -> bytes | None:
         """A kept value."""
         return self._meta[key] if key in self._meta else None
+
+    def add_output(self, output: Output) -> None:
+        """Keep what was made of a lease's positions, durable with the next commit, together with their
+        `done`. The same lease's again takes the place of the earlier one."""
+        self._ready()
+        self._outputs[output.lease_id] = output
+        self._new_outputs.add(output.lease_id)
+
+    def outputs(self) -> list[Output]:
+        """What was kept, by lease."""
+        return [output for _, output in sorted(self._outputs.items())]
 
     # --- going back --------------------------------------------------------------------------------
 
@@ -159,12 +173,18 @@ class DurableLedger(Ledger):
         if HEAD in claim.meta:
             self._adopt(_snapshot_of(claim))
             self._written = claim.meta[HEAD]
+        try:
+            kept = [msgspec.msgpack.decode(bytes(data), type=Output) for _, data in claim.rows["outputs"]]
+        except msgspec.DecodeError as error:
+            raise _damaged(error) from error
+        self._outputs = {output.lease_id: output for output in kept}
         self._track()
 
     def _track(self) -> None:
         """From now on, note what changes."""
         self._all_dirty = False
         self.touched_leases = set()
+        self._new_outputs = set()
         self._returned.touched, self._lost.touched = set(), set()
         self._blame.touched, self._blame.suspects.touched = set(), set()
 
@@ -182,12 +202,12 @@ class DurableLedger(Ledger):
             return {
                 "leases": self.touched_leases or set(), "returned": self._returned.touched or set(),
                 "letters": self._blame.touched or set(), "suspects": self._blame.suspects.touched or set(),
-                "lost": self._lost.touched or set(),
+                "lost": self._lost.touched or set(), "outputs": self._new_outputs,
             }  # fmt: skip
         now: dict[str, Iterable[int]] = {
             "leases": self._leases, "returned": (start for start, _ in self._returned),
             "letters": self._blame.letters, "suspects": (entry[0] for entry in self._blame.suspects),
-            "lost": (start for start, _ in self._lost),
+            "lost": (start for start, _ in self._lost), "outputs": self._outputs,
         }  # fmt: skip
         return {name: stored | set(now[name]) for name, stored in self._stored.items()}
 
@@ -199,6 +219,8 @@ class DurableLedger(Ledger):
         if name == "letters":
             letters = [self._blame.letters[key] for key in keys if key in self._blame.letters]
             return [(le.position, le.attempts, int(le.dead), le.error) for le in letters]
+        if name == "outputs":
+            return [(key, msgspec.msgpack.encode(self._outputs[key])) for key in keys]
         if name == "suspects":
             suspects = self._blame.suspects
             return [entry for key in keys if (entry := suspects.entry_at(key)) is not None]
@@ -221,12 +243,16 @@ def _snapshot_of(claim: Claim) -> Snapshot:
             for i, who, tag, ranges in rows["leases"]
         ]
     except (KeyError, msgspec.DecodeError) as error:
-        raise LedgerError(
-            f"the ledger's store is damaged: {error}",
-            "move it away, and a resumed run starts from its newest checkpoint",
-        ) from error
+        raise _damaged(error) from error
     letters = [Letter(at, attempts, bool(dead), text) for at, attempts, dead, text in rows["letters"]]
     returned = [(start, stop) for start, stop in rows["returned"]]
     suspects = [(start, stop, losses) for start, stop, losses in rows["suspects"]]
     lost = [(start, stop) for start, stop in rows["lost"]]
     return Snapshot(spec, head, returned, leases, letters, suspects, lost)
+
+
+def _damaged(error: Exception) -> LedgerError:
+    return LedgerError(
+        f"the ledger's store is damaged: {error}",
+        "move it away, and a resumed run starts from its newest checkpoint",
+    )

@@ -89,6 +89,7 @@ TABLES = (
            sa.Column("error", sa.Text, nullable=False)),
     _table("suspects", "start", _number("stop"), _number("losses")),
     _table("lost", "start", _number("stop")),
+    _table("outputs", "lease_id", sa.Column("output", sa.LargeBinary, nullable=False)),
 )  # fmt: skip
 
 
