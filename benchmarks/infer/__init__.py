@@ -1,0 +1,1 @@
+"""Batch inference measured: ours against naive loops, Ray Data and multiprocessing, and under kills."""

@@ -1,0 +1,166 @@
+"""`make bench-infer`: batch inference, ours against loops, Ray Data and multiprocessing, and under kills.
+
+Takes root (CPU quotas, network namespaces for Ray). Parts run one after the other; arms of a part take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from benchmarks.common import RESULTS, commit, end_in_order, finish
+from benchmarks.infer import even, faults, peers, pipeline, ray_faults, regroup, rows
+from benchmarks.lab import require
+
+KEYS = (
+    "pipeline_vs_naive", "regroup_vs_naive", "vs_ray_uniform", "vs_ray_skewed", "ledger_vs_even",
+    "missing_ids", "duplicate_ids", "redone_share", "generate_vs_static",
+)  # fmt: skip
+Found = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the benchmark.
+
+    Attributes:
+        measure: (quick, rounds, number of the first round, what is known from before) -> samples.
+        figures: samples -> figures.
+        rounds, quick_rounds: that it has by itself; 0: none unless asked for.
+    """
+
+    measure: Callable[[bool, int, int, Found | None], Found]
+    figures: Callable[[Found], dict[str, Any]]
+    rounds: int
+    quick_rounds: int
+
+
+def _generate(quick: bool, count: int, first: int, known: Found | None) -> Found:
+    measured: Found = importlib.import_module("benchmarks.infer.generate").measure(quick)
+    return measured
+
+
+def _of_peers(name: str, rounds: int = 5, quick_rounds: int = 1) -> Part:
+    return Part(
+        lambda quick, count, first, known: peers.measure(name, quick, count, first, known),
+        lambda found: peers.figures(name, found["runs"]),
+        rounds,
+        quick_rounds,
+    )
+
+
+PARTS: dict[str, Part] = {
+    "pipeline": Part(
+        lambda quick, count, first, known: pipeline.measure(quick, count, first),
+        lambda found: pipeline.figures(found["runs"], found["rows"]), 5, 3,
+    ),
+    "regroup": Part(
+        lambda quick, count, first, known: regroup.measure(quick, count, first),
+        lambda found: regroup.figures(found["runs"]), 5, 2,
+    ),
+    "uniform": _of_peers("uniform"),
+    "skewed": _of_peers("skewed"),
+    **{f"skew{skew}": _of_peers(f"skew{skew}", 3, 0) for skew in (0, 1, 2, 4)},
+    "even": Part(
+        lambda quick, count, first, known: even.measure(quick, count, first),
+        lambda found: even.figures(found["runs"]), 5, 1,
+    ),
+    "faults": Part(
+        lambda quick, count, first, known: faults.measure(quick, count, first),
+        lambda found: faults.figures(found["runs"]), faults.FULL, faults.QUICK,
+    ),
+    "ray-faults": Part(
+        lambda quick, count, first, known: ray_faults.measure(quick, count, first),
+        lambda found: ray_faults.figures(found["runs"]), ray_faults.FULL, 0,
+    ),
+    "rows": Part(
+        lambda quick, count, first, known: rows.measure(quick, count, first),
+        lambda found: rows.figures(found["runs"]), 3, 1,
+    ),
+    "rows-long": Part(
+        lambda quick, count, first, known: rows.measure(quick, count, first, long=True),
+        lambda found: rows.long_figures(found["runs"]), 1, 0,
+    ),
+    "generate": Part(_generate, lambda found: found["figures"], 1, 1),
+    "elastic": Part(
+        lambda quick, count, first, known: pipeline.elastic(quick, count, first),
+        pipeline.elastic_figures, 3, 1,
+    ),
+}  # fmt: skip
+
+
+def main() -> None:
+    """Measure, show, record."""
+    options = _options()
+    require("ip", "tc")
+    end_in_order()
+    chosen = options.only.split(",") if options.only else list(PARTS)
+    if unknown := [name for name in chosen if name not in PARTS]:
+        raise SystemExit(f"there is no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
+    name = "infer_quick" if options.quick else "infer"
+    samples: dict[str, Found] = _recorded(name) if options.add or options.more else {}
+    for part in chosen:
+        about = PARTS[part]
+        count = options.rounds or (about.quick_rounds if options.quick else about.rounds)
+        if not count:
+            continue
+        before = samples[part] if options.more and part in samples else None
+        first = 1 + max((_number(run) for run in before["runs"]), default=-1) if before else 0
+        found = about.measure(options.quick, count, first, before)
+        samples[part] = joined(before, found) if before else found
+        samples[part]["taken"] = f"{commit()[:8]}, {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    figures: dict[str, Any] = dict.fromkeys(KEYS)
+    for part, found in samples.items():
+        figures |= PARTS[part].figures(found)
+    finish("infer", {"quick": options.quick, "parts": sorted(samples)}, samples, figures)
+
+
+def joined(before: Found, found: Found) -> Found:
+    """The runs of both; all else as it was found now.
+
+    Raises:
+        SystemExit: the two were measured in another setting.
+    """
+    settings = [
+        {key: value for key, value in one.items() if key in ("rows", "images", "batch", "workers", "skew")}
+        for one in (before, found)
+    ]
+    if json.dumps(settings[0]) != json.dumps(settings[1]):
+        raise SystemExit(f"recorded with {settings[0]}, now {settings[1]}: measure the part anew")
+    together = {**found, "runs": before["runs"] + found["runs"], "failed": before["failed"] | found["failed"]}
+    if "fixed" in found:
+        together["fixed"] = before["fixed"] + found["fixed"]
+    return together
+
+
+def _number(run: dict[str, Any]) -> int:
+    return int(run["number"] if "number" in run else run["round"])
+
+
+def _recorded(name: str) -> dict[str, Found]:
+    path = RESULTS / f"{name}.json"
+    samples: dict[str, Found] = json.loads(path.read_text())["samples"] if path.exists() else {}
+    return {part: found for part, found in samples.items() if part in PARTS}
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="less data, fewer rounds and kills; a minute a part"
+    )
+    parser.add_argument("--only", default="", help=f"some of {','.join(PARTS)}")
+    parser.add_argument("--rounds", type=int, default=0, help="of each part (kills of the fault parts)")
+    parser.add_argument("--add", action="store_true", help="keep what is recorded of the other parts")
+    parser.add_argument(
+        "--more", action="store_true", help="add rounds to those that are recorded of these parts"
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

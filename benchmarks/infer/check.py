@@ -1,0 +1,108 @@
+"""Whether arms did equal work: the same ids, each once, with the same values, none with an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from benchmarks.network.arms import PartError
+
+TOLERANCE = 1e-5
+"""Of values, relative: batches of other sizes add up in another order."""
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Ids that came out against those that went in.
+
+    Attributes:
+        missing: that did not come out.
+        duplicate: surplus copies.
+        foreign: that never went in.
+        errors: rows with an error.
+    """
+
+    rows: int
+    missing: int
+    duplicate: int
+    foreign: int
+    errors: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Each once, without error."""
+        return not (self.missing or self.duplicate or self.foreign or self.errors)
+
+    def fields(self) -> dict[str, Any]:
+        """As plain numbers."""
+        return asdict(self)
+
+
+def compare(found: NDArray[np.int64], total: int, errors: int = 0) -> Ids:
+    """Ids that came out, in any order, against 0 .. total - 1."""
+    inside = found[(found >= 0) & (found < total)]
+    counts = np.bincount(inside, minlength=total)
+    return Ids(
+        rows=len(found),
+        missing=int((counts == 0).sum()),
+        duplicate=int((counts[counts > 1] - 1).sum()),
+        foreign=len(found) - len(inside),
+        errors=errors,
+    )
+
+
+def tables(folder: Path) -> Iterable[pa.Table]:
+    """Every published parquet file of an output folder, hidden folders and files left out.
+
+    Raises:
+        PartError: a file cannot be read: the folder must be valid at any time.
+    """
+    for path in sorted(folder.rglob("*.parquet")):
+        if any(part.startswith((".", "_")) for part in path.relative_to(folder).parts):
+            continue
+        try:
+            yield pq.ParquetFile(path).read()
+        except (OSError, pa.ArrowException) as error:
+            raise PartError(f"{path} cannot be read: {error}", "look at it") from error
+
+
+def ids_of(folder: Path, total: int, column: str = "id") -> Ids:
+    """What an output folder holds, against 0 .. total - 1."""
+    found, errors = [], 0
+    for table in tables(folder):
+        found.append(table.column(column).to_numpy())
+        if "error" in table.schema.names:
+            errors += len(table) - table.column("error").null_count
+    return compare(np.concatenate(found) if found else np.empty(0, np.int64), total, errors)
+
+
+def same(folder: Path, total: int, column: str, wanted: NDArray[np.floating[Any]] | None = None) -> float:
+    """Check ids and, where told, values; the sum of the values.
+
+    Raises:
+        PartError: they differ.
+    """
+    ids = ids_of(folder, total)
+    if not ids.whole:
+        raise PartError(f"{folder} has {ids}", "the arms must do equal work")
+    values = np.empty(total)
+    for table in tables(folder):
+        values[table.column("id").to_numpy()] = table.column(column).to_numpy()
+    if wanted is not None and not np.allclose(values, wanted, rtol=TOLERANCE, atol=TOLERANCE):
+        worst = int(np.abs(values - wanted).argmax())
+        raise PartError(
+            f"id {worst} of {folder} has {values[worst]}, not {wanted[worst]}", "the arms must do equal work"
+        )
+    return float(values.sum())
+
+
+def last_change_s(folder: Path) -> float:
+    """When the last file of an output became visible: its inode's change, which a rename is too."""
+    return max(path.stat().st_ctime for path in folder.rglob("*.parquet"))
