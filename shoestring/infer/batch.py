@@ -119,19 +119,34 @@ def as_numpy(column: pa.ChunkedArray | pa.Array) -> Any:
 
 
 def _as_matrix(array: pa.Array) -> Any:
-    """Lists of numbers that are all as long as each other, [n, length]; None where they are not."""
-    kind = array.type
+    """Lists of numbers that are all as long as each other, [n, length], and so for lists of lists; None where
+    they are not."""
     if isinstance(array, pa.ExtensionArray):
-        return array.to_numpy_ndarray() if isinstance(kind, pa.FixedShapeTensorType) else None
-    listed = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not listed or not (pa.types.is_integer(kind.value_type) or pa.types.is_floating(kind.value_type)):
-        return None
-    flat = array.flatten()
-    if not len(array) or array.null_count or flat.null_count or len(flat) % len(array):
-        return None
-    length = len(flat) // len(array)
-    if not pa.types.is_fixed_size_list(kind):
-        steps = np.diff(array.offsets.to_numpy(zero_copy_only=False))
-        if len(steps) and (steps != length).any():
+        shaped = isinstance(array.type, pa.FixedShapeTensorType) and not array.null_count
+        return array.to_numpy_ndarray() if shaped else None
+    shape = [len(array)]
+    while _is_list(array.type):
+        length = _length_of_all(array)
+        if length is None:
             return None
-    return flat.to_numpy(zero_copy_only=False).reshape(len(array), length)
+        shape.append(length)
+        array = array.flatten()
+    kind = array.type
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind)
+    if len(shape) == 1 or not numbers or array.null_count:
+        return None
+    return array.to_numpy(zero_copy_only=False).reshape(shape)
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+
+
+def _length_of_all(array: pa.Array) -> int | None:
+    """How long each list is; None where they differ, or where there is none to tell."""
+    if not len(array) or array.null_count:
+        return None
+    if pa.types.is_fixed_size_list(array.type):
+        return int(array.type.list_size)
+    steps = np.diff(array.offsets.to_numpy(zero_copy_only=False))
+    return int(steps[0]) if (steps == steps[0]).all() else None

@@ -55,15 +55,15 @@ class Graph:
 
     Attributes:
         nodes: by name, parents first.
-        source: schema of the rows.
+        source: schema of the rows; None: not known here.
     """
 
     nodes: Mapping[str, Node]
-    source: pa.Schema
+    source: pa.Schema | None
 
     @classmethod
-    def of(cls, config: InferConfig, source: pa.Schema) -> Graph:
-        """Names, order and columns, checked.
+    def of(cls, config: InferConfig, source: pa.Schema | None) -> Graph:
+        """Names, order and columns, checked; without a source what is read of it is not.
 
         Raises:
             ConfigError: no stage; two of one name, or one that is taken; `after` names none; stages wait for
@@ -79,7 +79,7 @@ class Graph:
         nodes = {}
         for name in order:
             own = by_name[name]
-            if parents[name] == ROWS:
+            if parents[name] == ROWS and source is not None:
                 _check_columns(name, own.columns, source.names)
             nodes[name] = Node(
                 name=name,
@@ -186,7 +186,7 @@ def _ordered(names: Sequence[str], parents: Mapping[str, str]) -> list[str]:
         ready = next((name for name in rest if parents[name] == ROWS or parents[name] in order), None)
         if ready is None:
             raise ConfigError(
-                f"stages wait for each other in a circle: {', '.join(rest)}",
+                f"stages wait for one another in a ring: {', '.join(rest)}",
                 "let one of them come after `rows`",
             )
         order.append(ready)

@@ -1,0 +1,45 @@
+"""The loader's side: rows of the source into shared memory (source: ours)."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+from shoestring.data.row_basics import Read
+from shoestring.data.row_index import RowIndex, read_rows
+from shoestring.infer.shared import Segments
+from shoestring.infer.telling import Meter
+from shoestring.infer.wire import Load, Loaded
+
+
+class Loader:
+    """Reads ranges of positions.
+
+    Args:
+        max_row_bytes: a larger row is an error.
+    """
+
+    def __init__(self, index: RowIndex, segments: Segments, max_row_bytes: int, meter: Meter) -> None:
+        self._index = index
+        self._segments = segments
+        self._max_row_bytes = max_row_bytes
+        self._meter = meter
+
+    def do(self, order: Load) -> Loaded:
+        """Rows of many small files come as one table, those that cannot be read as nulls with an error.
+
+        Raises:
+            MemoryError: the rows do not fit.
+        """
+        self._meter.start()
+        table, errors = self._read(order)
+        table = merged(table)
+        size_bytes = self._segments.write(order.segment, table)
+        return Loaded(order.task, table.num_rows, size_bytes, errors, self._meter.cost())
+
+    def _read(self, order: Load) -> Read:
+        return read_rows(self._index, order.ranges, self._max_row_bytes)
+
+
+def merged(table: pa.Table) -> pa.Table:
+    """One chunk a column where there are more: what reads slices of it later pays for each."""
+    return table.combine_chunks() if any(one.num_chunks > 1 for one in table.columns) else table

@@ -1,0 +1,127 @@
+"""What a child tells of its work: what it took, and what went wrong (source: ours)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import gc
+import os
+import re
+import resource
+import site
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from shoestring.base.clock import Clock
+from shoestring.base.errors import ConfigError, InferError, ShoestringError
+from shoestring.infer.wire import Cost, Raised
+
+OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")
+"""How libraries without a MemoryError say it: torch on CPU and GPU, CUDA, ONNX Runtime."""
+_NO_ROOM = (errno.ENOMEM, errno.ENOSPC)
+_LINE = 500
+_DETAIL = 16_000
+_USER_INFO = re.compile(r"(\w://)[^/@\s]+@")
+_NOT_USERS = tuple(
+    {
+        str(Path(__file__).parents[1]),
+        sysconfig.get_path("stdlib"),
+        sysconfig.get_path("purelib"),
+        sysconfig.get_path("platlib"),
+        *site.getsitepackages(),
+    }
+)
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Meter:
+    """Seconds and CPU seconds between looks."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._at_s, self._cpu_s = clock.now(), cpu_s()
+
+    def start(self) -> None:
+        """Count from here."""
+        self._at_s, self._cpu_s = self._clock.now(), cpu_s()
+
+    def cost(self) -> Cost:
+        """Since then."""
+        return Cost(self._clock.now() - self._at_s, cpu_s() - self._cpu_s, memory_bytes())
+
+
+def cpu_s() -> float:
+    """Seconds of CPU that this process has used, all its threads."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def memory_bytes() -> int:
+    """Resident memory of this process, without segments and files that it only looks at."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        fields = file.read().split()
+    return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES
+
+
+def raised(task: int, error: BaseException, otherwise: str) -> Raised:
+    """What went wrong with a task, for the engine.
+
+    Args:
+        otherwise: its kind where the error does not say: `stage`, `sink` or `other`.
+    """
+    frames = traceback.extract_tb(error.__traceback__)
+    users = [one for one in frames if not one.filename.startswith((*_NOT_USERS, "<"))]
+    place = (users or frames or [None])[-1]
+    where = f" at {Path(place.filename).name}:{place.lineno}" if place is not None else ""
+    name = type(error).__name__
+    ours = isinstance(error, ShoestringError)
+    said = error.what if isinstance(error, ShoestringError) else str(error)
+    text = " ".join(said.split())
+    text = text if ours else f"{name}: {text}" if text else name
+    return Raised(
+        task=task,
+        kind=kind_of(error, otherwise),
+        signature=f"{name}{where}",
+        text=_safe(text)[:_LINE],
+        detail=_safe("".join(traceback.format_exception(error)))[-_DETAIL:],
+        todo=error.todo if isinstance(error, ShoestringError) else "",
+    )
+
+
+def kind_of(error: BaseException, otherwise: str) -> str:
+    """`memory`, `config`, or what it is otherwise."""
+    if isinstance(error, ConfigError):
+        return "config"
+    if isinstance(error, InferError):  # what a stage answered makes no sense
+        return "stage" if otherwise == "stage" else "other"
+    no_room = isinstance(error, OSError) and error.errno in _NO_ROOM and otherwise != "sink"
+    text = str(error).lower() if isinstance(error, RuntimeError | OSError) else ""
+    said = any(words in text for words in OUT_OF_MEMORY) and otherwise != "sink"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_room or said:
+        return "memory"
+    return otherwise
+
+
+def let_go(out_of_memory: bool) -> None:
+    """After a failure: what the failed work still holds."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if out_of_memory and torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def closed(close: Callable[[], object]) -> None:
+    """Close something that may be broken: what goes wrong is for the log only."""
+    with contextlib.suppress(KeyboardInterrupt):
+        try:
+            close()
+        except Exception:  # noqa: BLE001  a user's code may raise anything
+            traceback.print_exc()
+
+
+def _safe(text: str) -> str:
+    """Without passwords that URLs carry."""
+    return _USER_INFO.sub(r"\1***@", text)
