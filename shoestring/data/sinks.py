@@ -62,10 +62,11 @@ class Manifest(msgspec.Struct):
 
 
 class Owner(msgspec.Struct, frozen=True):
-    """Whose a sink is: the token of a job, and whether that is through (`state`)."""
+    """Whose a sink is: the token of a job, whether that is through (`state`), and what it told at its end."""
 
     job: str
     state: str = "running"
+    facts: dict[str, Any] = {}
 
     @property
     def complete(self) -> bool:
@@ -119,8 +120,8 @@ def entry_of(output: Output) -> FileEntry:
     """A published file, for the manifest."""
     staged = output.staged
     return FileEntry(
-        output.name, staged.rows, output.ranges, staged.size_bytes, staged.sha256, staged.failed, staged.errors,
-        staged.not_numbers, staged.facts,
+        output.name, staged.rows, output.ranges, staged.size_bytes, staged.sha256, staged.failed,
+        staged.errors, staged.not_numbers, staged.facts,
     )  # fmt: skip
 
 
