@@ -1,4 +1,4 @@
-"""Rows into the one schema of a job's output: what does not fit costs its own row that value (source: ours)."""
+"""Rows into the one schema of a job's output: what does not fit costs its row that value (source: ours)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def fitted(table: pa.Table, schema: pa.Schema) -> tuple[pa.Table, Errors]:
     """A table's rows as the schema wants them.
 
     A column is cast as a whole; where that fails, the rows that do not fit are found, each is null in that
-    column and has an error, and all others stay. A column that the table lacks is an error of each row.
-    Columns that the schema does not have are left out.
+    column and has an error, and all others stay. A column that the table lacks is null; columns that the
+    schema does not have are left out.
 
     Returns:
         The table with `schema`, and the errors.
@@ -26,7 +26,6 @@ def fitted(table: pa.Table, schema: pa.Schema) -> tuple[pa.Table, Errors]:
     for field in schema:
         if field.name not in table.schema.names:
             columns.append(pa.chunked_array([pa.nulls(table.num_rows, field.type)]))
-            _note(errors, dict.fromkeys(range(table.num_rows), f"column {field.name}: there is none"))
             continue
         column = table.column(field.name)
         if column.type != field.type:
@@ -115,9 +114,7 @@ def _given(array: pa.Array) -> list[int]:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
 
 
 def _note(errors: Errors, more: Errors) -> None:

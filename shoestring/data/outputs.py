@@ -1,381 +1,436 @@
-"""The output of a job, each shard's exactly once: staged aside, committed with the ledger, then renamed.
+"""Exactly once: files are staged by workers, committed in the ledger, published by the coordinator.
 
-1. A worker writes a shard's rows into a file of the staging folder and makes it durable (`Staging`).
-2. The coordinator commits what it was told of the file (`Output`) in the transaction that says `done` of
-   its rows.
-3. Only then the file is renamed to its final name (`Outputs.publish`). Whoever dies between 2 and 3 leaves
-   that to `Outputs.open`; whoever dies before 2 has left a file that nobody knows: the rows are done again.
+1. A writer stages a shard's rows in one file in `<sink>/.staging-<job>/`, and makes it durable. Its name says
+   which lease, which worker and which try, so nobody's files meet.
+2. The coordinator commits `done` and the `Output` in one transaction of the ledger. From here on the rows
+   count, and not before.
+3. After the commit the file is moved to its final name. Whoever dies before that leaves it to the next
+   coordinator, which moves what is committed (finish) and removes what is staged and not committed (undo).
 
-So the folder holds whole files of committed rows at any time, and nothing else that a reader of Parquet
-data sets looks at. `_manifest.json` says what there is; the ledger is the truth. Source: ours.
+On local and mounted file systems the move is an atomic rename, so that a reader of the folder sees each file
+whole or not at all, at any time. An object store has no rename: the copy appears whole, and the staged file
+goes after it; readers pass over the staging folder, whose name begins with a dot. On a store whose copies
+are not atomic either, only the files that the manifest of a finished job lists, with their sizes and
+checksums, are the output.
+
+Source: ours, for the claim of AntBatchInfer that a shard is done only after its results are committed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections import Counter
+import secrets
+from collections import deque
 from collections.abc import Iterable
-from typing import IO, Any
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, cast
 
 import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from shoestring.base.errors import SinkError
-from shoestring.data.folders import Folder, cannot_write, folder_of
+from shoestring.data.fitting import fitted, with_errors
 from shoestring.data.output_state import Output, Staged
-from shoestring.data.row_types import as_type
 from shoestring.data.sink_config import SinkConfig
-from shoestring.data.sink_formats import ERROR, SUFFIXES, open_writer, output_schema
-from shoestring.data.sinks import MANIFEST, Manifest, read_manifest
+from shoestring.data.sink_files import Files, files_of_sink, shown
+from shoestring.data.sink_formats import ERROR, RowWriter, check_schema, writer_for
+from shoestring.data.sinks import (
+    IMAGES,
+    MANIFEST,
+    SCHEMA,
+    SUFFIXES,
+    Manifest,
+    encode_manifest,
+    entry_of,
+    read_manifest,
+    safe,
+    staging_folder,
+)
+from shoestring.data.tally import Tally
 
-PART = "part-"
-IMAGES = "_images-"
-"""Begin of the names of folders of images: readers of data sets pass over what begins with `_`."""
+GROUP_ROWS = 1 << 16
+GROUP_BYTES = 32 << 20
+"""Small tables are gathered to row groups of either size."""
+PICTURE_THREADS = 8
 MANIFEST_EVERY = 256
-"""Files that are published between two writings of the manifest."""
-KINDS, KIND_CHARS = 50, 60
-OTHER = "other errors"
-_NUMBER = re.compile(r"(?<![A-Za-z0-9_])\d+")
+"""Files published between two writings of the manifest; more once there are many, so that writing it does
+not grow with the square of their number."""
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 class Staging:
-    """A worker's side: files that nobody reads yet.
+    """A worker's side of a sink.
 
     Args:
-        job: the job's token; what is staged lies in a folder of its name.
+        sink: where to.
+        job: the job's token.
+        files: the sink's folder, when not that of `sink`.
 
     Raises (every call):
-        SinkError: the sink cannot be written.
+        SinkError: it cannot be written.
     """
 
-    def __init__(self, sink: SinkConfig, job: str, folder: Folder | None = None) -> None:
+    def __init__(self, sink: SinkConfig, job: str, files: Files | None = None) -> None:
         self._sink = sink
-        self._folder = folder or folder_of(sink.path)
-        self._aside = staging_folder(job)
-        self._made = False
+        self._files = files if files is not None else files_of_sink(sink.path)
+        self._folder = staging_folder(job)
 
     def writer(self, lease_id: int, who: str, schema: pa.Schema) -> StagedWriter:
-        """Begin a shard's file.
+        """A new file for a shard's rows.
 
         Args:
-            who: the process, a name that no other one has; part of the file's name.
-            schema: of the tables to come, with the columns `row` and `error`.
+            who: of all workers; letters, digits, `.`, `_`, `-`.
+            schema: of the job's output, the same for every file.
         """
-        if not self._made:
-            self._folder.make(self._aside)
-            self._made = True
-        name = f"{who}-{lease_id:06d}{SUFFIXES[self._sink.format]}"
-        return StagedWriter(self._folder, self._aside, name, image_folder(lease_id), self._sink, schema)
+        check_schema(self._sink, schema)
+        self._files.make(self._folder)
+        self._keep_schema(schema)
+        return StagedWriter(self._sink, self._files, self._folder, lease_id, who, schema)
 
     def discard(self, staged: Staged) -> None:
-        """A staged file that came too late is not needed."""
-        self._folder.remove(f"{self._aside}/{staged.name}")
-        if images := staged.facts.get("images"):
-            self._folder.remove(f"{self._aside}/{staged.name}.{images}")
+        """Remove what was staged in vain; again changes nothing."""
+        name = checked_name(staged.name)
+        self._files.remove(f"{self._folder}/{name}")
+        if self._sink.format == "images":
+            self._files.remove(f"{self._folder}/{pictures_of(name)}")
+
+    def _keep_schema(self, schema: pa.Schema) -> None:
+        """For the manifest, once for all files."""
+        name = f"{self._folder}/{SCHEMA}"
+        if self._files.size(name) is None:
+            columns = {field.name: str(field.type) for field in schema}
+            if self._sink.format == "images":
+                columns[self._sink.image] = "string"  # the names of their files
+            self._files.replace(name, msgspec.json.encode(columns))
 
 
 class StagedWriter:
-    """One shard's file. See `Staging.writer`.
+    """One staged file; made by `Staging.writer`.
 
-    Values that do not fit the schema cost their own row its values (it gets an error), nobody else's.
+    Raises (every call):
+        SinkError: it cannot be written, or a row does not fit and has no column for its error.
     """
 
     def __init__(
-        self, folder: Folder, aside: str, name: str, images: str, sink: SinkConfig, schema: pa.Schema
+        self, sink: SinkConfig, files: Files, folder: str, lease_id: int, who: str, schema: pa.Schema
     ) -> None:
-        self._folder, self._name, self._path = folder, name, f"{aside}/{name}"
-        self._images, self._image_path, self._has_images = images, f"{aside}/{name}.{images}", False
-        self._schema = schema
-        kept = output_schema(sink, schema)
-        self._numbers = [one.name for one in kept if _floats(one.type)]
-        self._tally = _Tally()
-        self._stream = _Hashed(folder.create(self._path))
-        self._writer = open_writer(sink, self._stream, schema, self._beside)  # type: ignore[arg-type]
+        self.name = f"{lease_id:06d}-{safe(who)}-{secrets.token_hex(4)}{SUFFIXES[sink.format]}"
+        self._files, self._folder, self._schema = files, folder, schema
+        self._tally = Tally()
+        self._waiting: list[pa.Table] = []
+        self._waiting_rows = self._waiting_bytes = 0
+        self._pictures = _Pictures(files, f"{folder}/{pictures_of(self.name)}", lease_id)
+        self._raw = files.create(f"{folder}/{self.name}")
+        self._stream = _Hashed(self._raw)
+        try:
+            with files.telling():
+                self._rows: RowWriter = writer_for(sink, schema, cast(BinaryIO, self._stream), self._pictures)
+        except BaseException:
+            self.abort()
+            raise
 
     def write(self, table: pa.Table) -> None:
-        """More rows, in order."""
-        table = conformed_rows(table, self._schema)
-        self._tally.add(table, self._numbers)
-        try:
-            self._writer.write(table)
-        except OSError as error:
-            raise cannot_write("its place", error) from error
+        """More rows, in order. Values that do not fit the schema are null, and an error of their row."""
+        table = self._fitted(table)
+        self._tally.add(table)
+        self._waiting.append(table)
+        self._waiting_rows += table.num_rows
+        self._waiting_bytes += table.nbytes
+        if self._waiting_rows >= GROUP_ROWS or self._waiting_bytes >= GROUP_BYTES:
+            self._write()
 
     def close(self) -> Staged:
-        """No more rows: the file is durable on return."""
-        try:
-            self._writer.finish()
-        except OSError as error:
-            raise cannot_write("its place", error) from error
-        self._folder.settle(self._path, self._stream.inner)
-        told = self._tally
+        """The end: the file and its name are durable when this returns."""
+        self._write()
+        with self._files.telling():
+            self._rows.close()
+        self._pictures.settle()
+        self._files.settle(self._raw)
+        self._files.sync(self._folder)
+        facts = {"first_error": self._tally.first_error} if self._tally.first_error else {}
+        if self._pictures.count:
+            facts["images"] = str(self._pictures.count)
         return Staged(
-            self._name, told.rows, told.failed, self._stream.size_bytes, self._stream.sha256, told.kinds(),
-            dict(told.not_numbers), {"images": self._images} if self._has_images else {},
-        )  # fmt: skip
+            name=self.name,
+            rows=self._tally.rows,
+            failed=self._tally.failed,
+            size_bytes=self._stream.size_bytes,
+            sha256=self._stream.digest.hexdigest(),
+            errors=self._tally.errors,
+            not_numbers=self._tally.not_numbers,
+            facts=facts,
+        )
 
     def abort(self) -> None:
-        """Remove what was written."""
-        self._stream.inner.close()
-        self._folder.remove(self._path)
-        self._folder.remove(self._image_path)
-
-    def _beside(self, name: str, data: bytes) -> str:
-        if not self._has_images:
-            self._folder.remove(self._image_path)  # of one who has died here before
-            self._folder.make(self._image_path)
-            self._has_images = True
-        path = f"{self._image_path}/{name}"
-        stream = self._folder.create(path)
+        """Remove it. What cannot be removed now goes with the staging folder, at the job's end or when it
+        is resumed."""
         try:
-            stream.write(data)
-        except OSError as error:
-            stream.close()
-            raise cannot_write("its place", error) from error
-        self._folder.settle(path, stream)
-        return f"{self._images}/{name}"
+            with self._files.telling():
+                self._raw.close()
+            self._files.remove(f"{self._folder}/{self.name}")
+            self._pictures.remove()
+        except SinkError:
+            return
+
+    def _fitted(self, table: pa.Table) -> pa.Table:
+        lacking = [name for name in self._schema.names if name not in (ERROR, *table.schema.names)]
+        table, errors = fitted(table, self._schema)
+        place = self._schema.get_field_index(ERROR)
+        if place < 0:
+            if errors or lacking:
+                why = next(iter(errors.values())) if errors else f"column {lacking[0]}: there is none"
+                raise SinkError(f"a row does not fit the output: {why}", "report this as a bug")
+            return table
+        texts = table.column(place)
+        if lacking:
+            # A row that failed before has no values, and says why.
+            why = f"column {lacking[0]}: there is none"
+            errors = {at: why for at, said in enumerate(texts.to_pylist()) if said is None} | errors
+        if not errors:
+            return table
+        return table.set_column(place, self._schema.field(place), with_errors(texts, errors))
+
+    def _write(self) -> None:
+        if not self._waiting:
+            return
+        table = pa.concat_tables(self._waiting)
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
+        with self._files.telling():
+            self._rows.write(table)
 
 
 class Outputs:
-    """The coordinator's side: makes committed output visible.
+    """The coordinator's side of a sink.
 
     Args:
-        job: the job's token.
+        sink, job, files: as of Staging.
 
     Raises (every call):
-        SinkError: the sink cannot be written, holds something else, or has lost a file.
+        SinkError: it cannot be written, is another job's, or lacks what is committed.
     """
 
-    def __init__(self, sink: SinkConfig, job: str, folder: Folder | None = None) -> None:
-        self._sink = sink
-        self._job = job
-        self._folder = folder or folder_of(sink.path)
-        self._aside = staging_folder(job)
+    def __init__(self, sink: SinkConfig, job: str, files: Files | None = None) -> None:
+        self._sink, self._job, self._where = sink, job, shown(sink.path)
+        self._files = files if files is not None else files_of_sink(sink.path)
+        self._folder = staging_folder(job)
+        self._manifest = Manifest(job, format=sink.format)
         self._published: dict[str, Output] = {}
-        self._told = 0
+        self._unwritten = 0
 
-    def open(self, committed: Iterable[Output], alone: bool = False) -> list[str]:
-        """Take over: publish what is committed and was not published yet.
+    def open(self, committed: Iterable[Output], sweep: bool = True) -> list[str]:
+        """Take over: publish what is committed and was not published, remove what is staged and not
+        committed.
 
         Args:
-            alone: nobody stages anything now, so what is staged and not committed can go.
+            sweep: whether to remove; not while workers live that may yet report what they have staged.
 
         Returns:
             What was done, in words.
-
-        Raises:
-            SinkError: also where the folder belongs to another job, or has files of ours that nobody knows.
         """
-        self._folder.make()
-        outputs = list(committed)
-        owner = read_manifest(self._folder)
-        if owner is not None and owner.job != self._job:
-            raise self._foreign("the output of another job")
-        known = {output.name for output in outputs}
-        unknown = [n for n in self._folder.names() if n.startswith(PART) and n not in known]
-        if unknown:
-            raise self._foreign(f"{unknown[0]}, which this job's ledger does not know")
-        late = [one for one in outputs if self._put(one)]
-        done = [f"{len(late)} files were committed and are published now"] if late else []
-        if alone and (left := self._folder.names(self._aside)):
-            self._folder.remove(self._aside)
-            done.append(f"{len(left)} files that were staged and not committed are removed")
-        self._tell("running")
+        self._files.make()
+        wanted = {output.name: output for output in committed}
+        there = self._files.listed()
+        self._own(there.keys() - wanted.keys())
+        late = [output for name, output in wanted.items() if not _is_there(output, there)]
+        for output in late:
+            self._move(output)
+        self._published = wanted
+        done = [f"{len(late)} files were committed and not published: done"] if late else []
+        self._learn_columns()
+        if sweep:
+            left = [name for name in self._files.listed(self._folder) if name != SCHEMA]
+            self._files.remove(self._folder)
+            if left:
+                done.append(f"{len(left)} files were staged and never committed: removed")
+        if late or len(wanted) != len(self._manifest.files):
+            self._manifest.state = "running"
+            self._write()
         return done
 
     def publish(self, output: Output) -> None:
-        """Rename a committed file to its final name; again changes nothing.
+        """Give a committed file its final name; again changes nothing.
 
-        Raises:
-            SinkError: also where it is gone or has another size.
+        A rename is not made durable one by one: where the machine loses it, the staged file is there again,
+        and the next `open` renames it.
         """
-        self._put(output)
-        if len(self._published) >= self._told + MANIFEST_EVERY:
-            self._tell("running")
+        if output.name not in self._published or self._files.size(output.name) != output.staged.size_bytes:
+            self._move(output)
+        self._published[output.name] = output
+        self._unwritten += 1
+        if self._unwritten >= max(MANIFEST_EVERY, len(self._published) // 4):
+            self._write()
 
     def finish(self, facts: dict[str, Any]) -> None:
-        """All is published: the manifest says so."""
-        self._tell("finished", facts)
-        self._folder.remove(self._aside)
+        """All of the job is published; say so, durably."""
+        self._learn_columns()
+        self._manifest.state, self._manifest.facts = "finished", facts
+        self._write()
+        self._files.remove(self._folder)
 
-    def _put(self, output: Output) -> bool:
-        """Whether it was not published yet."""
-        staged, source = output.staged, f"{self._aside}/{output.staged.name}"
-        self._published[output.name] = output
-        moved = False
-        if images := staged.facts.get("images"):
-            moved = self._move(f"{source}.{images}", images, 0)
-        return self._move(source, output.name, staged.size_bytes) or moved
+    # --- inside ---------------------------------------------------------------------------------
 
-    def _move(self, source: str, target: str, size_bytes: int) -> bool:
-        there, here = self._folder.size(target), self._folder.size(source)
-        if there == size_bytes and here is None:
-            return False
-        if here == size_bytes:
-            self._folder.move(source, target)
-            return True
-        found = f"{there} bytes of it" if there is not None else "it is gone"
-        raise SinkError(
-            f"{target} was staged with {size_bytes} bytes, and {found}",
-            "somebody has changed the output while the job was running; start it again with another folder",
-        )
+    def _own(self, others: Iterable[str]) -> None:
+        """Take the folder, where it is nobody's or this job's. `others`: what the ledger does not know."""
+        suffix = SUFFIXES[self._sink.format]
+        strangers = sorted(name for name in others if name.endswith(suffix) and name[0] not in "._")
+        where = self._where
+        manifest = read_manifest(self._files, where)
+        if manifest is None:
+            if strangers:
+                raise SinkError(
+                    f"{where} holds other files already ({_some(strangers)}), which readers would take for "
+                    "this job's",
+                    "choose another folder (sink.path), or move them away",
+                )
+            self._files.replace(MANIFEST, encode_manifest(self._manifest), fresh=True)
+            manifest = read_manifest(self._files, where)
+        if manifest is None or manifest.job != self._job:
+            raise SinkError(
+                f"{where} holds the output of another job",
+                "choose another folder (sink.path), or remove that one if its output is not needed",
+            )
+        if strangers:
+            raise SinkError(
+                f"{where} holds files that the ledger does not know ({_some(strangers)}): they were put "
+                "there by somebody else, or the ledger was set back",
+                "remove them, then resume the run: rows that the ledger does not know are done again",
+            )
+        self._manifest = manifest
 
-    def _tell(self, state: str, facts: dict[str, Any] | None = None) -> None:
-        self._told = len(self._published)
-        files = [self._published[name] for name in sorted(self._published)]
-        manifest = Manifest(self._job, state, self._sink.format, files, facts or {})
-        self._folder.put(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
+    def _move(self, output: Output) -> None:
+        """From the staging folder to its final name, or find that this was done."""
+        staged = f"{self._folder}/{checked_name(output.staged.name)}"
+        wanted_bytes, staged_bytes = output.staged.size_bytes, self._files.size(staged)
+        if staged_bytes == wanted_bytes:
+            if "images" in output.staged.facts:
+                self._move_pictures(output, pictures_of(staged))
+            self._files.move(staged, output.name)
+            return
+        if self._files.size(output.name) != wanted_bytes:
+            found = "is gone" if staged_bytes is None else f"has {staged_bytes} bytes, not {wanted_bytes}"
+            raise SinkError(
+                f"{output.name} is committed, but its file in {self._where} {found}",
+                "bring the folder back as it was, then resume the run; else start the job anew in another "
+                "folder",
+            )
 
-    def _foreign(self, what: str) -> SinkError:
-        return SinkError(
-            f"{self._sink.path} holds {what}", "choose another folder for the output, or remove what is in it"
-        )
+    def _move_pictures(self, output: Output, staged: str) -> None:
+        """Before their file of rows: it names them."""
+        final = f"{IMAGES}/{picture_folder(output.lease_id)}"
+        if self._files.listed(staged):
+            self._files.make(IMAGES)
+            self._files.move(staged, final)
+        found, wanted = len(self._files.listed(final)), int(output.staged.facts["images"])
+        if found != wanted:
+            raise SinkError(
+                f"{found} of {wanted} images of {output.name} are in {self._where}/{final}",
+                "bring the folder back as it was, then resume the run; else start the job anew in another "
+                "folder",
+            )
 
+    def _learn_columns(self) -> None:
+        if not self._manifest.columns:
+            data = self._files.read(f"{self._folder}/{SCHEMA}")
+            if data is not None:
+                self._manifest.columns = msgspec.json.decode(data, type=dict[str, str])
 
-def staging_folder(job: str) -> str:
-    """Where a job stages: readers of data sets pass over names that begin with a dot."""
-    return f".staging-{job}"
-
-
-def image_folder(lease_id: int) -> str:
-    """Of the images of a shard."""
-    return f"{IMAGES}{lease_id:06d}"
-
-
-def conformed_rows(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table as the schema has it; rows with a value that does not fit have nulls, and an error.
-
-    Example: a text among numbers.
-    """
-    if table.schema.equals(schema):
-        return table
-    columns: dict[str, Any] = {}
-    bad: dict[int, str] = {}
-    for one in schema:
-        column = table.column(one.name) if one.name in table.schema.names else pa.nulls(table.num_rows)
-        try:
-            columns[one.name] = column.cast(one.type)
-        except (pa.lib.ArrowException, ValueError):
-            columns[one.name] = _row_by_row(column, one, bad)
-    if bad:
-        fits = pa.array([place not in bad for place in range(table.num_rows)])
-        for one in schema:
-            if one.name not in (ERROR, "row") and one.name in table.schema.names:
-                columns[one.name] = pc.if_else(fits, columns[one.name], pa.scalar(None, one.type))
-        said = columns[ERROR].to_pylist()
-        columns[ERROR] = pa.array(
-            [text or bad.get(i) for i, text in enumerate(said)], schema.field(ERROR).type
-        )
-    return pa.table([columns[one.name] for one in schema], schema=schema)
-
-
-def _row_by_row(column: Any, field: pa.Field, bad: dict[int, str]) -> pa.Array:
-    values: list[Any] = []
-    for place, value in enumerate(column.to_pylist()):
-        try:
-            values.append(_fitted(value, field.type))
-        except (pa.lib.ArrowException, ValueError, TypeError, AttributeError, OverflowError):
-            values.append(None)
-            bad.setdefault(place, f"sink: does not fit column {field.name} ({field.type}): {value!r:.40}")
-    return pa.array(values, field.type)
+    def _write(self) -> None:
+        """The manifest, after what it lists is durable."""
+        self._unwritten = 0
+        self._manifest.files = [entry_of(self._published[name]) for name in sorted(self._published)]
+        self._files.sync()
+        self._files.replace(MANIFEST, encode_manifest(self._manifest))
 
 
-def _fitted(value: Any, kind: pa.DataType) -> Any:
-    """A value as a column of this type takes it, or as Arrow casts it."""
-    try:
-        return pa.array([as_type(value, kind)], kind)[0].as_py()
-    except (pa.lib.ArrowException, ValueError, TypeError, AttributeError):
-        return pa.array([value]).cast(kind)[0].as_py()
+class _Pictures:
+    """Files beside a staged file, in a folder of their own. Several are written and made durable at the same
+    time, as that is mostly waiting."""
 
+    def __init__(self, files: Files, folder: str, lease_id: int) -> None:
+        self.count = 0
+        self._files, self._folder = files, folder
+        self._named = f"{IMAGES}/{picture_folder(lease_id)}"
+        self._pool: ThreadPoolExecutor | None = None
+        self._under_way: deque[Future[None]] = deque()
 
-class _Tally:
-    """What is counted of the rows of a file."""
+    def add(self, data: bytes, suffix: str) -> str:
+        """See Pictures."""
+        if self._pool is None:
+            self._files.make(self._folder)
+            self._pool = ThreadPoolExecutor(PICTURE_THREADS, "pictures")
+        name = f"{self.count:08d}{safe(suffix)}"
+        self.count += 1
+        while len(self._under_way) >= 2 * PICTURE_THREADS:
+            self._under_way.popleft().result()
+        self._under_way.append(self._pool.submit(self._keep, name, data))
+        return f"{self._named}/{name}"
 
-    def __init__(self) -> None:
-        self.rows = self.failed = 0
-        self.not_numbers: Counter[str] = Counter()
-        self._errors: Counter[str] = Counter()
+    def settle(self) -> None:
+        """All of them, and their names, are durable when this returns."""
+        if self._pool is None:
+            return
+        while self._under_way:
+            self._under_way.popleft().result()
+        self._pool.shutdown()
+        self._files.sync(self._folder)
 
-    def add(self, table: pa.Table, numbers: list[str]) -> None:
-        self.rows += table.num_rows
-        errors = table.column(ERROR)
-        if errors.null_count < len(errors):
-            texts = errors.drop_null().to_pylist()
-            self.failed += len(texts)
-            self._errors.update(kind_of(text) for text in texts)
-        for name in numbers:
-            values = table.column(name)
-            while _listed(values.type):
-                values = pc.list_flatten(values)
-            if isinstance(values.type, pa.ExtensionType):
-                continue
-            if count := pc.sum(pc.is_nan(values)).as_py():
-                self.not_numbers[name] += count
+    def remove(self) -> None:
+        """All of them."""
+        if self._pool is not None:
+            self._pool.shutdown()
+            self._files.remove(self._folder)
 
-    def kinds(self) -> dict[str, int]:
-        common = self._errors.most_common(KINDS)
-        rest = sum(self._errors.values()) - sum(count for _, count in common)
-        return dict(common) | ({OTHER: rest} if rest else {})
-
-
-def kind_of(text: str) -> str:
-    """The kind of an error: the begin of its text, whatever numbers are in it.
-
-    Example: `decode: ValueError: row 17 is empty` is `decode: ValueError`.
-    """
-    parts = (text.splitlines() or [""])[0].split(": ")
-    return _NUMBER.sub("N", ": ".join(parts[:2]))[:KIND_CHARS]
-
-
-def _floats(kind: pa.DataType) -> bool:
-    while _listed(kind):
-        kind = kind.value_type
-    return bool(pa.types.is_floating(kind))
-
-
-def _listed(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind))
+    def _keep(self, name: str, data: bytes) -> None:
+        stream = self._files.create(f"{self._folder}/{name}")
+        with self._files.telling():
+            stream.write(data)
+        self._files.settle(stream)
 
 
 class _Hashed:
-    """A stream that counts and hashes what goes through it."""
+    """A stream that is written through, and what went through it."""
 
-    def __init__(self, inner: IO[bytes]) -> None:
-        self.inner = inner
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.digest = hashlib.sha256()
         self.size_bytes = 0
-        self._sha = hashlib.sha256()
+        self.closed = False
 
-    @property
-    def sha256(self) -> str:
-        return self._sha.hexdigest()
-
-    @property
-    def closed(self) -> bool:
-        return False
-
-    def write(self, data: Any) -> int:
-        view = memoryview(data).cast("B")
-        self.inner.write(view)
-        self._sha.update(view)
-        self.size_bytes += len(view)
-        return len(view)
+    def write(self, data: bytes) -> int:
+        """On to the stream."""
+        self.digest.update(data)
+        self.size_bytes += len(data)
+        return self._stream.write(data)
 
     def flush(self) -> None:
-        """Done once, at the end."""
+        """Nothing waits here."""
 
-    def tell(self) -> int:
-        return self.size_bytes
 
-    def writable(self) -> bool:
-        return True
+def checked_name(name: str) -> str:
+    """A staged file's name, which came from another process.
 
-    def readable(self) -> bool:
-        return False
+    Raises:
+        SinkError: it is no plain name.
+    """
+    if not _NAME.fullmatch(name):
+        raise SinkError(f"{name!r} is not the name of a staged file", "report this as a bug")
+    return name
 
-    def seekable(self) -> bool:
-        return False
 
-    def close(self) -> None:
-        """The folder settles it."""
+def pictures_of(name: str) -> str:
+    """The folder of images that belong to a staged file."""
+    return name.rpartition(".")[0] + ".images"
+
+
+def picture_folder(lease_id: int) -> str:
+    """Of the images of a shard."""
+    return f"shard-{lease_id:06d}"
+
+
+def _is_there(output: Output, there: dict[str, int]) -> bool:
+    return output.name in there and there[output.name] == output.staged.size_bytes
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

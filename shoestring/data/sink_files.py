@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ from fsspec.implementations.local import LocalFileSystem
 from shoestring.base.errors import ShoestringError, SinkError
 
 RESUME = "then resume the run: what is committed stays"
+_USER_INFO = re.compile(r"(\w://)[^/@\s]+@")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.EEXIST})
@@ -88,13 +90,18 @@ def files_of_sink(path: str) -> Files:
         system, root = fsspec.core.url_to_fs(os.path.expanduser(path))
     except ImportError as error:
         raise SinkError(
-            f"cannot write to {path}: {error}", "install the package for that kind of URL, or choose another"
+            f"cannot write to {shown(path)}: {shown(str(error))}",
+            "install the package for that kind of URL, or choose another",
         ) from error
     except Exception as error:
         raise SinkError(
-            f"cannot write to {path}: {first_line(error)}", "check the address, and your rights there"
+            f"cannot write to {shown(path)}: {first_line(error)}", "check the address, and your rights there"
         ) from error
-    return LocalFiles(Path(root).absolute()) if isinstance(system, LocalFileSystem) else UrlFiles(system, root, path)
+    return (
+        LocalFiles(Path(root).absolute())
+        if isinstance(system, LocalFileSystem)
+        else UrlFiles(system, root, path)
+    )
 
 
 @contextmanager
@@ -109,14 +116,19 @@ def telling(where: str, doing: str, kinds: tuple[type[Exception], ...] = (OSErro
     except ShoestringError:
         raise
     except kinds as error:
-        raise SinkError(f"cannot {doing} {where}: {first_line(error)}", _todo(error)) from error
+        raise SinkError(f"cannot {doing} {shown(where)}: {first_line(error)}", _todo(error)) from error
 
 
 def first_line(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, OSError) and error.strerror and error.errno:
         return error.strerror
-    return (str(error).splitlines() or [""])[0] or type(error).__name__
+    return shown((str(error).splitlines() or [""])[0]) or type(error).__name__
+
+
+def shown(text: str) -> str:
+    """A text without passwords that URLs in it carry."""
+    return _USER_INFO.sub(r"\1***@", text)
 
 
 def _todo(error: Exception) -> str:

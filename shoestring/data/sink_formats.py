@@ -1,201 +1,254 @@
-"""Files of output in their formats: parquet, JSON lines, CSV, text, images (source: ours)."""
+"""Writers of files of output: parquet, jsonl, csv, text, images (source: ours).
+
+Each writes tables of one schema to a stream, in their order; what a format cannot say is told in SinkConfig.
+"""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Callable
-from typing import IO, Any, Protocol
+import base64
+from typing import Any, BinaryIO, Protocol
 
 import msgspec
 import pyarrow as pa
-import pyarrow.csv as pc
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from shoestring.base.errors import SinkError
 from shoestring.data.sink_config import SinkConfig
 
-ROW, ERROR = "row", "error"
-"""Columns that each output has: the row's identity, and what is wrong with it (null: nothing)."""
-SUFFIXES = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "text": ".txt", "images": ".parquet"}
-GROUP_ROWS = 1 << 17
-"""Of a row group: smaller tables are gathered up to that."""
-GROUP_BYTES = 64 << 20
-LINE_BREAKS = str.maketrans({"\n": " ", "\r": " "})
-
-Beside = Callable[[str, bytes], str]
-"""Writes a file of its own beside, of this name; returns what its column shall say."""
+IDENTITY, ERROR = "row", "error"
 
 
-class FormatWriter(Protocol):
-    """Writes tables of one schema into a stream."""
+class RowWriter(Protocol):
+    """Writes rows to a stream."""
 
     def write(self, table: pa.Table) -> None:
-        """More rows."""
+        """More rows, of the schema that the writer was made for."""
         ...
 
-    def finish(self) -> None:
-        """No more rows; the stream stays open."""
+    def close(self) -> None:
+        """The end of the file; the stream stays open."""
         ...
 
 
-def output_schema(sink: SinkConfig, schema: pa.Schema) -> pa.Schema:
-    """Of the columns that stay.
+class Pictures(Protocol):
+    """Takes files that stand beside a file of output."""
+
+    def add(self, data: bytes, suffix: str) -> str:
+        """Write one; returns its name, as rows shall have it."""
+        ...
+
+
+def writer_for(sink: SinkConfig, schema: pa.Schema, stream: BinaryIO, pictures: Pictures) -> RowWriter:
+    """The writer of a sink's format.
 
     Raises:
-        SinkError: a column that was asked for is not there, or the format cannot hold what is.
+        SinkError: the format cannot hold rows of that schema.
     """
-    missing = [name for name in sink.columns if name not in schema.names]
-    if missing:
-        raise SinkError(f"the output has no column {missing[0]!r}", f"choose from: {', '.join(schema.names)}")
-    kept = [one for one in schema if not sink.columns or one.name in {*sink.columns, ROW, ERROR}]
-    schema = pa.schema(kept)
-    if sink.format == "images":
-        if sink.image not in schema.names or not _holds_bytes(schema.field(sink.image).type):
-            raise SinkError(
-                f"the sink writes images, and the output has no column {sink.image!r} of bytes",
-                "name the column in sink.image, or choose another sink.format",
-            )
-        at = schema.get_field_index(sink.image)
-        schema = schema.set(at, pa.field(sink.image, pa.string()))
-    if sink.format == "text" and not [name for name in schema.names if name not in (ROW, ERROR)]:
-        raise SinkError("the sink writes text, and the output has no column", "name one in sink.columns")
-    return schema
-
-
-def open_writer(sink: SinkConfig, stream: IO[bytes], schema: pa.Schema, beside: Beside) -> FormatWriter:
-    """A writer into this stream.
-
-    Args:
-        schema: of what `write` is given, before `output_schema`.
-        beside: for what is a file of its own.
-    """
-    kept = output_schema(sink, schema)
     if sink.format == "parquet":
-        return ParquetWriter(stream, kept)
+        return ParquetRows(schema, stream, sink.compression)
     if sink.format == "images":
-        return ImageWriter(ParquetWriter(stream, kept), sink, beside)
+        return ImageRows(sink, schema, stream, pictures)
     if sink.format == "jsonl":
-        return JsonWriter(stream, kept)
-    return CsvWriter(stream, kept) if sink.format == "csv" else TextWriter(stream, kept)
+        return JsonRows(stream)
+    if sink.format == "csv":
+        return CsvRows(schema, stream)
+    return TextRows(text_column(sink, schema), stream)
 
 
-class ParquetWriter:
-    """One file; small tables are gathered to row groups."""
+def check_schema(sink: SinkConfig, schema: pa.Schema) -> None:
+    """Whether the format of a sink can hold such rows.
 
-    def __init__(self, stream: IO[bytes], schema: pa.Schema) -> None:
-        self._schema = schema
-        self._writer = pq.ParquetWriter(stream, schema, compression="zstd", compression_level=1)
-        self._waiting: list[pa.Table] = []
-        self._rows = self._bytes = 0
+    Raises:
+        SinkError: it cannot; with what to set.
+    """
+    if sink.format == "text":
+        text_column(sink, schema)
+    elif sink.format == "images":
+        _image_place(sink, schema)
+
+
+class ParquetRows:
+    """A parquet file; each write is a row group or more."""
+
+    def __init__(self, schema: pa.Schema, stream: BinaryIO, compression: str) -> None:
+        try:
+            self._writer = pq.ParquetWriter(stream, schema, compression=compression)
+        except pa.ArrowNotImplementedError as error:
+            raise SinkError(
+                f"parquet cannot hold these columns: {str(error).splitlines()[0]}",
+                "leave the column out (sink.columns), or set sink.format to jsonl",
+            ) from error
 
     def write(self, table: pa.Table) -> None:
-        """See FormatWriter."""
-        table = table.select(self._schema.names)
-        self._waiting.append(table)
-        self._rows += table.num_rows
-        self._bytes += table.nbytes
-        if self._rows >= GROUP_ROWS or self._bytes >= GROUP_BYTES:
-            self._flush()
+        """See RowWriter."""
+        self._writer.write_table(table)
 
-    def finish(self) -> None:
-        """See FormatWriter."""
-        self._flush()
+    def close(self) -> None:
+        """See RowWriter."""
         self._writer.close()
 
-    def _flush(self) -> None:
-        if self._waiting:
-            self._writer.write_table(pa.concat_tables(self._waiting), row_group_size=GROUP_ROWS)
-        self._waiting, self._rows, self._bytes = [], 0, 0
 
+class ImageRows:
+    """The bytes of one column as files, the other columns and the files' names as parquet."""
 
-class JsonWriter:
-    """A row a line; bytes as base64."""
-
-    def __init__(self, stream: IO[bytes], schema: pa.Schema) -> None:
-        self._stream, self._names = stream, schema.names
-        self._encoder = msgspec.json.Encoder()
+    def __init__(self, sink: SinkConfig, schema: pa.Schema, stream: BinaryIO, pictures: Pictures) -> None:
+        self._place = _image_place(sink, schema)
+        self._suffix, self._pictures = sink.image_suffix, pictures
+        self._schema = schema.set(self._place, pa.field(sink.image, pa.string()))
+        self._rows = ParquetRows(self._schema, stream, sink.compression)
 
     def write(self, table: pa.Table) -> None:
-        """See FormatWriter."""
-        lines = [self._encoder.encode(row) for row in table.select(self._names).to_pylist()]
-        if lines:
-            self._stream.write(b"\n".join(lines) + b"\n")
+        """See RowWriter. A row without an image has no file."""
+        names = [
+            None if value is None else self._pictures.add(value, self._suffix)
+            for value in table.column(self._place).to_pylist()
+        ]
+        field = self._schema.field(self._place)
+        self._rows.write(table.set_column(self._place, field, pa.array(names, pa.string())))
 
-    def finish(self) -> None:
-        """See FormatWriter."""
-
-
-class CsvWriter:
-    """A heading and a row a line; what is no simple value stands as JSON."""
-
-    def __init__(self, stream: IO[bytes], schema: pa.Schema) -> None:
-        self._stream, self._names = stream, schema.names
-        heading = io.StringIO()
-        csv.writer(heading, quoting=csv.QUOTE_ALL, lineterminator="\n").writerow(self._names)
-        stream.write(heading.getvalue().encode())
-
-    def write(self, table: pa.Table) -> None:
-        """See FormatWriter."""
-        columns = [_simple(table.column(name)) for name in self._names]
-        options = pc.WriteOptions(include_header=False, quoting_style="needed")
-        pc.write_csv(pa.table(columns, names=self._names), self._stream, options)
-
-    def finish(self) -> None:
-        """See FormatWriter."""
+    def close(self) -> None:
+        """See RowWriter."""
+        self._rows.close()
 
 
-class TextWriter:
-    """The first column that is kept, a row a line; line breaks within become spaces. A row with an error is
-    an empty line."""
+class JsonRows:
+    """A line of JSON for each row."""
 
-    def __init__(self, stream: IO[bytes], schema: pa.Schema) -> None:
+    def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._name = next(name for name in schema.names if name not in (ROW, ERROR))
+        self._encoder = msgspec.json.Encoder(enc_hook=str)
 
     def write(self, table: pa.Table) -> None:
-        """See FormatWriter."""
-        values = table.column(self._name).to_pylist()
-        lines = ["" if value is None else _text(value).translate(LINE_BREAKS) for value in values]
-        self._stream.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogatepass"))
+        """See RowWriter."""
+        self._stream.write(self._encoder.encode_lines(plain(table).to_pylist()))
 
-    def finish(self) -> None:
-        """See FormatWriter."""
+    def close(self) -> None:
+        """See RowWriter."""
 
 
-class ImageWriter:
-    """Bytes of a column become files of their own, whose names stand in their place."""
+class CsvRows:
+    """Comma-separated values with a header; text in quotes, so that it differs from nothing."""
 
-    def __init__(self, writer: FormatWriter, sink: SinkConfig, beside: Beside) -> None:
-        self._writer, self._sink, self._beside = writer, sink, beside
-        self._count = 0
+    def __init__(self, schema: pa.Schema, stream: BinaryIO) -> None:
+        self._schema = pa.schema([pa.field(field.name, _flat_type(field.type)) for field in schema])
+        self._writer = pa_csv.CSVWriter(stream, self._schema)
 
     def write(self, table: pa.Table) -> None:
-        """See FormatWriter."""
-        at = table.schema.get_field_index(self._sink.image)
-        names: list[str | None] = []
-        for value in table.column(at):
-            name = f"{self._count:08d}{self._sink.image_suffix}"
-            names.append(self._beside(name, value.as_py()) if value.is_valid else None)
-            self._count += 1
-        field = pa.field(self._sink.image, pa.string())
-        self._writer.write(table.set_column(at, field, pa.array(names, pa.string())))
+        """See RowWriter."""
+        simple = plain(table)
+        columns = [
+            _flat(column, field.type) for column, field in zip(simple.columns, self._schema, strict=True)
+        ]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema))
 
-    def finish(self) -> None:
-        """See FormatWriter."""
-        self._writer.finish()
+    def close(self) -> None:
+        """See RowWriter."""
+        self._writer.close()
 
 
-def _holds_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+class TextRows:
+    """One column as lines; a line end within a value becomes the two characters `\\n`."""
+
+    def __init__(self, column: str, stream: BinaryIO) -> None:
+        self._column, self._stream = column, stream
+
+    def write(self, table: pa.Table) -> None:
+        """See RowWriter."""
+        values = plain(table.select([self._column])).column(0).to_pylist()
+        self._stream.write("".join(f"{_line(value)}\n" for value in values).encode())
+
+    def close(self) -> None:
+        """See RowWriter."""
 
 
-def _simple(column: pa.ChunkedArray) -> pa.ChunkedArray | pa.Array:
-    kind = column.type
-    if pa.types.is_nested(kind) or _holds_bytes(kind) or isinstance(kind, pa.ExtensionType):
-        return pa.array([None if v is None else _text(v) for v in column.to_pylist()], pa.string())
-    return column
+def text_column(sink: SinkConfig, schema: pa.Schema) -> str:
+    """The column that a sink of lines writes.
+
+    Raises:
+        SinkError: the settings name one that is not there, or none where there are several.
+    """
+    names = [name for name in schema.names if name not in (IDENTITY, ERROR)]
+    if sink.text and sink.text in schema.names:
+        return sink.text
+    if sink.text or len(names) != 1:
+        what = f"there is no column {sink.text!r}" if sink.text else f"there are {len(names)} columns"
+        raise SinkError(
+            f"sink.format is text, which is one column as lines, and {what}",
+            f"set sink.text to one of: {', '.join(names)}",
+        )
+    return names[0]
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) else msgspec.json.encode(value).decode()
+def plain(table: pa.Table) -> pa.Table:
+    """With types that JSON can say: times as text, decimals as text, bytes stay bytes."""
+    kinds = [_plain_type(field.type) for field in table.schema]
+    columns = []
+    for column, kind in zip(table.columns, kinds, strict=True):
+        if isinstance(column.type, pa.BaseExtensionType):
+            column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+        columns.append(column if column.type == kind else column.cast(kind))
+    return pa.Table.from_arrays(columns, names=table.schema.names)
+
+
+def _plain_type(kind: pa.DataType) -> pa.DataType:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain_type(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return _plain_type(kind.value_type)
+    if pa.types.is_duration(kind):
+        return pa.int64()
+    if pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        return pa.string()
+    if pa.types.is_float16(kind):
+        return pa.float32()
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(_plain_type(kind.value_type), kind.list_size)
+    if pa.types.is_list(kind):
+        return pa.list_(_plain_type(kind.value_type))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_plain_type(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _plain_type(field.type)) for field in kind])
+    return kind
+
+
+def _flat_type(kind: pa.DataType) -> pa.DataType:
+    kind = _plain_type(kind)
+    simple = (
+        pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+        or pa.types.is_large_string(kind)
+    )  # fmt: skip
+    return kind if simple else pa.string()
+
+
+def _flat(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    """A column as CSV has it: nested values as JSON text, bytes as base64."""
+    if column.type == kind:
+        return column
+    values = [None if value is None else _one_text(value) for value in column.to_pylist()]
+    return pa.chunked_array([pa.array(values, kind)])
+
+
+def _one_text(value: Any) -> str:
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    return value if isinstance(value, str) else msgspec.json.encode(value, enc_hook=str).decode()
+
+
+def _line(value: Any) -> str:
+    if value is None:
+        return ""
+    return _one_text(value).replace("\r", "\\r").replace("\n", "\\n")
+
+
+def _image_place(sink: SinkConfig, schema: pa.Schema) -> int:
+    place = schema.get_field_index(sink.image)
+    kind = schema.field(place).type if place >= 0 else None
+    if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        what = f"is {kind}, not bytes" if kind is not None else "is not there"
+        raise SinkError(
+            f"sink.format is images, and the column {sink.image!r} {what}",
+            f"set sink.image to a column of encoded images; there are: {', '.join(schema.names)}",
+        )
+    return place

@@ -14,7 +14,7 @@ import msgspec
 from shoestring.base.errors import SinkError
 from shoestring.data.output_state import Output, Ranges
 from shoestring.data.sink_config import SinkConfig
-from shoestring.data.sink_files import Files, files_of_sink
+from shoestring.data.sink_files import Files, files_of_sink, shown
 
 MANIFEST = "_manifest.json"
 """Parquet readers pass over names that begin with `_` or `.`."""
@@ -165,6 +165,6 @@ def _owner(files: Files, where: str) -> Owner | None:
 
 def _not_ours(where: str, error: Exception) -> SinkError:
     return SinkError(
-        f"{where}/{MANIFEST} is damaged, or not the manifest of a job: {error}",
+        f"{shown(where)}/{MANIFEST} is damaged, or not the manifest of a job: {error}",
         "choose another folder (sink.path), or remove it if what is in there is not needed",
     )
