@@ -19,7 +19,7 @@ from shoestring.fleet.shard_messages import PoolChange, Shard, ShardOrders
 from shoestring.infer.bench import Bench, Broken, Lane
 from shoestring.infer.blame import Failure
 from shoestring.infer.config import ROWS, InferConfig, StageConfig
-from shoestring.infer.crew import Bounds, Came, Crew, Event, Gone, Hopeless, Kids, Ready, failure_of
+from shoestring.infer.crew import Bounds, Came, Crew, Event, Gone, Hopeless, Kids, Member, Ready, failure_of
 from shoestring.infer.desk import BrokenTold, Desk, News, Over, Settled, State
 from shoestring.infer.graph import Graph
 from shoestring.infer.load_lane import LoadLane
@@ -28,7 +28,7 @@ from shoestring.infer.pressure import Budget
 from shoestring.infer.regroup import Queue
 from shoestring.infer.shards import Segments, Shards
 from shoestring.infer.stage_lane import StageLane, StageRules
-from shoestring.infer.wire import Raised
+from shoestring.infer.wire import Orders, Raised, Replies
 from shoestring.infer.write_lane import WriteLane
 
 LONGEST_WAIT_S, SHORTEST_WAIT_S = 0.1, 0.001
@@ -56,6 +56,7 @@ class Setting:
         processes: pool -> processes to begin with.
         proven: stages that have worked in the trial.
         rows: of the source.
+        one_by_one: only one pool works at a time, so that nobody's time is another's (of a trial).
     """
 
     who: str
@@ -66,6 +67,7 @@ class Setting:
     processes: Mapping[str, int] = field(default_factory=dict)
     proven: frozenset[str] = frozenset()
     rows: int = 0
+    one_by_one: bool = False
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Tools:
         identity: position -> what a user knows the row by.
         budget: of shared memory; `look` brings it up to date.
         decide: how many processes each pool should have.
+        saw: is told of each answer: the process, the order, the reply.
     """
 
     kids: Kids
@@ -89,6 +92,7 @@ class Tools:
     budget: Budget
     look: Callable[[Budget], None]
     decide: Decide
+    saw: Callable[[Member[object], Orders, Replies], None] = lambda member, order, reply: None
 
 
 class Engine:
@@ -116,8 +120,9 @@ class Engine:
             tools.kids, self._clock, _bounds(config, graph), _shares(graph, setting), setting.devices
         )
         self._pools = Pools(plans, config.pools, setting.cores, tools.decide, now)
+        kept = graph.nodes if setting.one_by_one else graph.kept  # a trial's writer wants to see all types
         self._bench = Bench(
-            Shards(after, segments), segments, self._crew, self._pools,
+            Shards(after, kept, segments), segments, self._crew, self._pools,
             {name: Queue() for name in graph.nodes}, tools.remove, self._desk.fault, tools.identity,
         )  # fmt: skip
         self._stages = {name: self._stage_lane(name) for name in graph.nodes}
@@ -150,12 +155,22 @@ class Engine:
             DismissedError, FleetError: as the seat says.
         """
         try:
-            while not self.step():
-                pass
+            self.work()
         finally:
             self.close()
+
+    def work(self) -> None:
+        """As `run`; the processes stay, with nothing to do."""
+        while not self.step():
+            pass
         if self._broken is not None:
             raise InferError(self._broken.what, self._broken.todo)
+
+    def begin_with(self, batches: Mapping[str, int]) -> None:
+        """Batches of so many items from now on, where the user has not said how many."""
+        for name, items in batches.items():
+            self._stages[name].sizes = self._sizes(name, items)
+            self._told_sizes[name] = self._stages[name].sizes.size
 
     def close(self) -> None:
         """End all processes, remove all segments."""
@@ -199,11 +214,18 @@ class Engine:
             while offered:  # once round all processes at a time, so that none gets two while another has none
                 offered = False
                 for member in self._crew.free(name, lane.depth):
+                    if self._setting.one_by_one and self._others_work(name):
+                        break
                     task = lane.offer(member, now)
                     if task is None:
                         break
                     self._crew.send(member, task, now)
                     offered = True
+
+    def _others_work(self, pool: str) -> bool:
+        """Whether a pool has to wait for its turn; what takes many batches at a time gets them all."""
+        streams = pool in self._stages and self._stages[pool].streams
+        return any(self._crew.working(other) for other in self._lanes if other != pool or not streams)
 
     def _wait_s(self, now: float) -> float:
         ripe = min((at for lane in self._stages.values() if (at := lane.ripe_at()) > now), default=math.inf)
@@ -213,6 +235,7 @@ class Engine:
 
     def _happened(self, event: Event[object], now: float) -> None:
         if isinstance(event, Came):
+            self._tools.saw(event.member, event.task.order, event.reply)
             lane = self._lanes[event.member.pool]
             if isinstance(event.reply, Raised):
                 # What works on many batches at a time tells all of them that one has failed.
@@ -358,13 +381,17 @@ class Engine:
     def _stage_lane(self, name: str) -> StageLane:
         node, setting, limits = self._graph.nodes[name], self._setting, self._config.limits
         own = node.config
-        first = own.batch or (setting.batches[name] if name in setting.batches else FIRST_BATCH)
-        sizes = BatchSize(first, max(MOST_ITEMS, own.batch), own.memory_bytes, fixed=own.batch > 0)
+        sizes = self._sizes(name, setting.batches[name] if name in setting.batches else FIRST_BATCH)
         bug_rows = limits.bug_rows * (PROVEN_TIMES if name in setting.proven else 1)
         if setting.rows:
             bug_rows = min(bug_rows, setting.rows)
         rules = StageRules(own.max_wait_s, own.hang_s or limits.hang_s, bug_rows)
         return StageLane(name, self._bench, sizes, rules, lambda: self._dry(name))
+
+    def _sizes(self, name: str, first: int) -> BatchSize:
+        own = self._graph.nodes[name].config
+        most = max(MOST_ITEMS, own.batch)
+        return BatchSize(own.batch or first, most, own.memory_bytes, fixed=own.batch > 0)
 
     def _dry(self, stage: str) -> bool:
         """Whether nothing upstream can add to a stage's queue, as far as is known now."""

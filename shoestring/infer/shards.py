@@ -105,7 +105,8 @@ class InHand:
         open_items: items that some stage still has to answer.
         chunks, pieces: by their keys.
         sources: answer's segment -> (stage, key) of the shard's pieces with it.
-        held: segments that it needs.
+        held: segments that it needs until it is written.
+        passing: segments that only stages further down need -> their items that these have not answered yet.
         begun: whether any work was done for it.
         written: whether it was handed to a writer.
     """
@@ -121,6 +122,7 @@ class InHand:
     pieces: dict[str, dict[Key, Piece]] = field(default_factory=dict)
     sources: dict[str, list[tuple[str, Key]]] = field(default_factory=dict)
     held: set[str] = field(default_factory=set)
+    passing: dict[str, int] = field(default_factory=dict)
     begun: bool = False
     written: bool = False
 
@@ -144,16 +146,18 @@ class Shards:
 
     Args:
         after: stage -> the one that its items come from, or `rows`; parents before children.
+        kept: stages whose answers the writer needs.
         segments: of this worker.
 
     What belongs to a shard that was dropped meanwhile is passed over.
     """
 
-    def __init__(self, after: Mapping[str, str], segments: Segments) -> None:
+    def __init__(self, after: Mapping[str, str], kept: Iterable[str], segments: Segments) -> None:
         self._children: dict[str, list[str]] = {name: [] for name in (ROWS, *after)}
         for name, parent in after.items():
             self._children[parent].append(name)
         self._stages = tuple(after)
+        self._kept = frozenset(kept)
         self._segments = segments
         self._hand: dict[int, InHand] = {}
         self._came = 0
@@ -187,7 +191,8 @@ class Shards:
 
     def drop(self, lease_id: int) -> None:
         """It is written and told, or given back: its segments are not needed for it any more."""
-        self._segments.release(self._hand.pop(lease_id).held)
+        shard = self._hand.pop(lease_id)
+        self._segments.release([*shard.held, *shard.passing])
 
     # --- reading -------------------------------------------------------------------------------------
 
@@ -234,10 +239,15 @@ class Shards:
             shard.open_items -= one.size
             key = one.piece_key
             shard.pieces.setdefault(stage, {})[key] = piece
+            new = self._fresh(shard, stage, piece.answer, key, back.runs, now)
             if piece.answer:
-                self._hold(shard, piece.answer)
                 shard.sources.setdefault(piece.answer, []).append((stage, key))
-            fresh += self._fresh(shard, stage, piece.answer, key, back.runs, now)
+                if stage in self._kept:
+                    self._hold(shard, piece.answer)
+                elif new:
+                    self._pass_on(shard, piece.answer, sum(each.size for _, each in new))
+            self._let_pass(shard, one)
+            fresh += new
         return fresh
 
     def position_of(self, one: Slice) -> int:
@@ -287,6 +297,21 @@ class Shards:
         if segment not in shard.held:
             shard.held.add(segment)
             self._segments.hold([segment])
+
+    def _pass_on(self, shard: InHand, segment: str, items: int) -> None:
+        """A segment is needed until so many items of it were answered."""
+        if segment not in shard.passing:
+            shard.passing[segment] = 0
+            self._segments.hold([segment])
+        shard.passing[segment] += items
+
+    def _let_pass(self, shard: InHand, one: Slice) -> None:
+        """Items were answered."""
+        if one.segment in shard.passing:
+            shard.passing[one.segment] -= one.size
+            if not shard.passing[one.segment]:
+                del shard.passing[one.segment]
+                self._segments.release([one.segment])
 
     def _fresh(
         self, shard: InHand, parent: str, segment: str, key: Key, runs: Iterable[tuple[int, int]], now: float

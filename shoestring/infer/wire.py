@@ -19,7 +19,8 @@ class InferPayload(msgspec.Struct, frozen=True):
         index: path of the saved RowIndex.
         job: a token of this job, part of the names of what it stages.
         schemas: stage -> the Arrow schema (serialised) of its output columns, from the trial; of one item.
-        chunk_rows, batches: what the trial has found best to begin with (batches: stage -> items).
+        chunk_rows, batches, processes: what the trial has found best to begin with (batches: stage -> items;
+            processes: pool -> how many).
     """
 
     config: bytes
@@ -28,6 +29,7 @@ class InferPayload(msgspec.Struct, frozen=True):
     schemas: dict[str, bytes] = {}
     chunk_rows: int = 0
     batches: dict[str, int] = {}
+    processes: dict[str, int] = {}
 
 
 class Ref(msgspec.Struct, frozen=True, array_like=True):

@@ -23,7 +23,7 @@ class _Write:
     lease_id: int
     rows: int
     discard: Staged | None = None
-    tries: int = 0
+    tries: float = 0.0
     not_before_s: float = 0.0
 
 
@@ -100,10 +100,10 @@ class WriteLane:
             Broken: it has been tried often enough.
         """
         one = _write_of(task)
-        one.tries += 1
-        one.not_before_s = now + (WRITE_PAUSE_S * one.tries if failure.kind == "raised" else 0.0)
         # Whoever is killed from outside is not at fault; a sink that is full for a moment has these seconds.
-        if one.tries < WRITE_TRIES * (2 if failure.kind == "killed" else 1):
+        one.tries += 0.5 if failure.kind == "killed" else 1.0
+        one.not_before_s = now + (WRITE_PAUSE_S * one.tries if failure.kind == "raised" else 0.0)
+        if one.tries < WRITE_TRIES:
             self.spared(task)
         elif one.discard is None:
             raise Broken(

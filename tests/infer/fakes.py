@@ -1,7 +1,7 @@
 """Child processes, a coordinator and shared memory that live in one process, on a clock of their own.
 
-Rows are numbers; a stage makes of each item some items, an error, or a disaster. What a writer puts together is
-held against what it should be, row by row.
+Rows are numbers; a stage makes of each item some items, an error, or a disaster. What a writer puts together
+is held against what it should be, row by row.
 """
 
 from __future__ import annotations
@@ -280,10 +280,13 @@ class FakeKid:
     def _takes_s(self, order: Orders) -> float:
         if isinstance(order, Predict):
             self._world.tries.append((self.pool, tuple(self._items(order))))
-            return self._world.acts[self.pool].item_s * sum(part.stop - part.start for part in order.parts)
+            return self._took_s(order)
         if isinstance(order, Load):
             return self._world.load_s * sum(stop - start for start, stop in order.ranges)
         return 0.01
+
+    def _took_s(self, order: Predict) -> float:
+        return self._world.acts[self.pool].item_s * sum(part.stop - part.start for part in order.parts)
 
     def _items(self, order: Predict) -> list[Item]:
         return [i for part in order.parts for i in self._world.segments[part.segment][part.start : part.stop]]
@@ -304,7 +307,7 @@ class FakeKid:
         elif isinstance(order, Load):
             self._replies.append(world.load(order))
         elif isinstance(order, Predict):
-            self._replies.append(world.predict(self.pool, order, self._takes_s(order)))
+            self._replies.append(world.predict(self.pool, order, self._took_s(order)))
         elif isinstance(order, Write):
             self._replies.append(world.write(order))
         elif isinstance(order, Discard):
@@ -472,7 +475,12 @@ def scene(
         source=RowSourceConfig(files=("x",)),
         stages=tuple(
             StageConfig(
-                name=name, uses="m:C", after=parent, batch=batch, processes=processes, **(stage_config or {})
+                name=name,
+                uses="m:C",
+                after=parent,
+                batch=batch,
+                processes=processes,
+                **{"keep": True, **(stage_config or {})},
             )
             for name, parent in parents.items()
         ),
@@ -493,6 +501,6 @@ def scene(
             Budget(budget_bytes, 1000 * MB, 1000 * MB),
             lambda budget: None,
             decide,
-        ),  # fmt: skip
+        ),
     )
     return Scene(world, kids, seat, engine)

@@ -16,7 +16,9 @@ def split(items: Items) -> tuple[Items, Items, int]:
     return items[:middle], items[middle:], middle
 
 
-def run(count: int, bad: set[int], kind: Kind, outside: set[int] = frozenset()) -> tuple[Items, Items, int]:
+def run(
+    count: int, bad: set[int], kind: Kind, outside: frozenset[int] = frozenset()
+) -> tuple[Items, Items, int]:
     """(passed, guilty, tries): `bad` items always fail; tries with a number in `outside` fail for no reason."""
     blame: Blame[Items] = Blame(split)
     failure = Failure(kind, kind)
@@ -46,7 +48,7 @@ def test_every_bad_item_is_found_and_nobody_else(count: int, bad: set[int], kind
 
 @given(st.integers(1, 64), st.integers(1, 12))
 def test_a_kill_from_outside_blames_nobody(count: int, at: int) -> None:
-    passed, guilty, _ = run(count, set(), "killed", {at})
+    passed, guilty, _ = run(count, set(), "killed", frozenset({at}))
     assert not guilty and passed == tuple(range(count))
 
 
