@@ -251,11 +251,8 @@ class Notes:
                     f"{self.texts[name]}",
                     "mend it, or try more rows: --set trial.rows=1000",
                 )
-            if (
-                self.passes
-                and "load" in self.passes[0]
-                and (node.parent in self.schemas or node.parent == "rows")
-            ):
+            reached = node.parent == ROWS or node.parent in self.schemas
+            if reached and self.passes and "load" in self.passes[0]:
                 raise InferError(
                     f"in the trial's {rows} rows there was nothing that stage {name} could answer, so what it "
                     f"makes is not known",

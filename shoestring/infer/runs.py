@@ -315,6 +315,7 @@ def _launch(job: Checked, trial: Trial, token: str, rows: int, run_dir: Path) ->
         schemas=trial.rehearsal.schemas,
         chunk_rows=config.shards.chunk_rows or trial.rehearsal.chunk_rows,
         batches=trial.rehearsal.batches,
+        processes={part.name: part.processes for part in trial.expected.parts},
     )
     return Launch(
         run_dir=run_dir,
