@@ -33,7 +33,7 @@ class DurableLedger(Ledger):
     """
 
     def __init__(self, spec: LedgerSpec, store: Store) -> None:
-        self._broken = ""
+        self._broken, self._todo = "", "open it again"
         super().__init__(spec)
         self._store = store
         self._meta: dict[str, bytes] = {}
@@ -48,13 +48,16 @@ class DurableLedger(Ledger):
     # --- opening and closing -------------------------------------------------------------------
 
     @classmethod
-    def open(cls, where: str | Store, spec: LedgerSpec) -> DurableLedger:
+    def open(cls, where: str | Store, spec: LedgerSpec, job: str = "") -> DurableLedger:
         """The ledger at a database URL or in a store, as it was last committed; else a new one.
+
+        Args:
+            job: whose ledger it is, where several jobs share a database; see SqlStore.
 
         Raises:
             LedgerError: the store cannot be opened, is damaged, or is about other data.
         """
-        store = SqlStore(where) if isinstance(where, str) else where
+        store = SqlStore(where, job) if isinstance(where, str) else where
         try:
             return cls(spec, store)
         except BaseException:
@@ -109,16 +112,30 @@ class DurableLedger(Ledger):
         No lease survives it: whoever holds one worked for a past that is left, and reports late.
 
         Raises:
-            LedgerError: the snapshot is damaged or about other data; nothing has changed then.
+            LedgerError: the snapshot is damaged or about other data, or there are outputs; nothing has
+                changed then.
         """
         self._ready()
+        self._refuse_outputs()
         decoded = snapshot if isinstance(snapshot, Snapshot) else decode_snapshot(snapshot)
         self._become(Ledger.restore(self.spec, decoded).snapshot(in_flight="todo"))
 
     def reset(self) -> None:
-        """Go back to the beginning, durable with the next commit."""
+        """Go back to the beginning, durable with the next commit.
+
+        Raises:
+            LedgerError: there are outputs.
+        """
         self._ready()
+        self._refuse_outputs()
         self._become(Ledger(self.spec).snapshot(in_flight="todo"))
+
+    def _refuse_outputs(self) -> None:
+        if self._outputs:
+            raise LedgerError(
+                "a ledger with committed outputs cannot go back: their files are published",
+                "start the job again, with another folder for its output",
+            )
 
     def _become(self, snapshot: Snapshot) -> None:
         # Numbers of the past that is left are never given again: a late report must not meet a new lease.
@@ -147,7 +164,9 @@ class DurableLedger(Ledger):
         try:
             self._store.write(self._owner, changes)
         except BaseException as error:
-            self._broken = error.what if isinstance(error, LedgerError) else repr(error)
+            self._broken, self._todo = repr(error), "resume the run"
+            if isinstance(error, LedgerError):
+                self._broken, self._todo = error.what, error.todo
             raise
         for name, keys in changes.gone.items():
             self._stored[name].difference_update(keys)
@@ -161,7 +180,7 @@ class DurableLedger(Ledger):
         if self._broken:
             raise LedgerError(
                 f"the ledger refuses, as its store has failed: {self._broken}",
-                "free some space, then resume the run",
+                self._todo,
             )
 
     # --- rows ----------------------------------------------------------------------------------------
@@ -218,7 +237,7 @@ class DurableLedger(Ledger):
             return [(le.lease_id, le.holder, le.tag, msgspec.msgpack.encode(le.ranges)) for le in held]
         if name == "letters":
             letters = [self._blame.letters[key] for key in keys if key in self._blame.letters]
-            return [(le.position, le.attempts, int(le.dead), le.error) for le in letters]
+            return [(le.position, le.attempts, int(le.dead), storable(le.error)) for le in letters]
         if name == "outputs":
             return [(key, msgspec.msgpack.encode(self._outputs[key])) for key in keys]
         if name == "suspects":
@@ -249,6 +268,11 @@ def _snapshot_of(claim: Claim) -> Snapshot:
     suspects = [(start, stop, losses) for start, stop, losses in rows["suspects"]]
     lost = [(start, stop) for start, stop in rows["lost"]]
     return Snapshot(spec, head, returned, leases, letters, suspects, lost)
+
+
+def storable(text: str) -> str:
+    """A text that every database takes: PostgreSQL's know no NUL, and none knows half a surrogate pair."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _damaged(error: Exception) -> LedgerError:

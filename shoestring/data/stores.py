@@ -6,21 +6,25 @@ the disk. Statements are plain deletes and inserts, the same for every database.
 
 from __future__ import annotations
 
+import math
 import secrets
-import sqlite3
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from shoestring.base.errors import LedgerError
+from shoestring.base.clock import Clock, SystemClock
+from shoestring.data import databases
 
+T = TypeVar("T")
 Row = tuple[Any, ...]
 Rows = dict[str, list[Row]]
 OWNER = "owner"
+META = "meta"
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.05, 1.0
+_ONE_BY_ONE = sa.text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))")
 
 
 class Claim(msgspec.Struct):
@@ -63,34 +67,19 @@ class Store(Protocol):
         ...
 
 
-METADATA = sa.MetaData()
-META = sa.Table(
-    "meta", METADATA,
-    sa.Column("key", sa.String(64), primary_key=True),
-    sa.Column("value", sa.LargeBinary, nullable=False),
-)  # fmt: skip
-
-
-def _table(name: str, key: str, *columns: sa.Column[Any]) -> sa.Table:
-    first = sa.Column(key, sa.BigInteger, primary_key=True, autoincrement=False)
-    return sa.Table(name, METADATA, first, *columns)
-
-
-def _number(name: str) -> sa.Column[Any]:
-    return sa.Column(name, sa.BigInteger, nullable=False)
-
-
-# The first column is the key.
-TABLES = (
-    _table("leases", "lease_id", sa.Column("holder", sa.Text, nullable=False), _number("tag"),
-           sa.Column("ranges", sa.LargeBinary, nullable=False)),
-    _table("returned", "start", _number("stop")),
-    _table("letters", "position", _number("attempts"), _number("dead"),
-           sa.Column("error", sa.Text, nullable=False)),
-    _table("suspects", "start", _number("stop"), _number("losses")),
-    _table("lost", "start", _number("stop")),
-    _table("outputs", "lease_id", sa.Column("output", sa.LargeBinary, nullable=False)),
-)  # fmt: skip
+# The first column of each is its key.
+TABLES: dict[str, tuple[tuple[str, type[sa.types.TypeEngine[Any]]], ...]] = {
+    "leases": (
+        ("lease_id", sa.BigInteger), ("holder", sa.Text), ("tag", sa.BigInteger), ("ranges", sa.LargeBinary),
+    ),
+    "returned": (("start", sa.BigInteger), ("stop", sa.BigInteger)),
+    "letters": (
+        ("position", sa.BigInteger), ("attempts", sa.BigInteger), ("dead", sa.BigInteger), ("error", sa.Text),
+    ),
+    "suspects": (("start", sa.BigInteger), ("stop", sa.BigInteger), ("losses", sa.BigInteger)),
+    "lost": (("start", sa.BigInteger), ("stop", sa.BigInteger)),
+    "outputs": (("lease_id", sa.BigInteger), ("output", sa.LargeBinary)),
+}  # fmt: skip
 
 
 class MemoryStore:
@@ -104,7 +93,7 @@ class MemoryStore:
         self.full = False
         self._claims = 0
         self._meta: dict[str, bytes] = {}
-        self._rows: dict[str, dict[int, Row]] = {table.name: {} for table in TABLES}
+        self._rows: dict[str, dict[int, Row]] = {name: {} for name in TABLES}
 
     def claim(self) -> Claim:
         """Every earlier claim is void from now on."""
@@ -119,13 +108,13 @@ class MemoryStore:
             LedgerError: it is full, has another owner, or would hold two rows for one key.
         """
         if owner != b"%d" % self._claims:
-            raise _taken_over("in memory")
+            raise databases.taken_over("in memory")
         if self.full:
-            raise _cannot_write("in memory", "no space left")
+            raise databases.cannot_write("in memory", "no space left")
         for name, rows in changes.rows.items():
             doubled = {row[0] for row in rows} & (self._rows[name].keys() - set(changes.gone[name]))
             if doubled:
-                raise _cannot_write("in memory", f"two rows for {name} {sorted(doubled)[:5]}")
+                raise databases.cannot_write("in memory", f"two rows for {name} {sorted(doubled)[:5]}")
         self._meta |= changes.meta
         for name, keys in changes.gone.items():
             for key in keys:
@@ -138,92 +127,178 @@ class MemoryStore:
 
 
 class SqlStore:
-    """A store in a database.
+    """A store in a database: SQLite, or PostgreSQL for coordinators that may come up on other hosts.
+
+    Many jobs can share a database: each one's tables begin with its name. Who writes is settled by one row,
+    which each transaction changes first: it says who the owner is and counts the commits. So a second
+    claimer makes the first one's next commit fail, also when both are at it at the same time; and when the
+    database goes away in the middle of a commit, the count says afterwards whether it was applied.
+
+    A database on a server may be away for a while (restart, failover): `write` and `claim` go on trying.
 
     Args:
-        url: as SQLAlchemy reads it: `sqlite:///path`, `postgresql+psycopg://user@host/name`.
+        url: as SQLAlchemy reads it: `sqlite:///path`, `postgresql+psycopg://user@host/name`; and see
+            `databases.address`.
+        job: whose ledger this is among others in the database, where the URL does not say.
+        patience_s: for a server that is away, where the URL does not say.
+        clock: to wait by.
 
     Raises:
         LedgerError: the URL names no database that can be spoken to.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, job: str = "", patience_s: float = 60.0, clock: Clock | None = None) -> None:
+        self._address = databases.address(url, job, patience_s)
+        self._name = self._address.shown
+        self._clock = clock or SystemClock()
         try:
-            parsed = sa.engine.make_url(url)
-        except SQLAlchemyError as error:
-            # The text is not shown: it is no URL, and yet may hold a password.
-            raise _cannot_open("that was given", error) from None
-        self._name = parsed.render_as_string(hide_password=True)
-        try:
-            self._engine = _engine(parsed)
+            self._engine = databases.engine_of(self._address.url)
         except (SQLAlchemyError, ImportError, OSError) as error:
-            raise _cannot_open(self._name, error) from error
+            raise databases.cannot_open(self._name, error) from error
         self._connection: sa.Connection | None = None
-        dialect = self._engine.dialect
-        owned = sa.update(META).where(META.c.key == OWNER, META.c.value == sa.bindparam("owner"))
-        self._keep_owner = owned.values(value=sa.bindparam("owner"))
+        self._owner, self._count = b"", 0
+        self._metadata = sa.MetaData()
+        self._meta = sa.Table(
+            f"{self._address.prefix}meta", self._metadata,
+            sa.Column("key", sa.String(64), primary_key=True),
+            sa.Column("value", sa.LargeBinary, nullable=False),
+        )  # fmt: skip
+        self._tables = {
+            name: sa.Table(
+                f"{self._address.prefix}{name}", self._metadata,
+                *(
+                    sa.Column(column, kind, primary_key=not at, autoincrement=False, nullable=False)
+                    for at, (column, kind) in enumerate(columns)
+                ),
+            )
+            for name, columns in TABLES.items()
+        }  # fmt: skip
+        self._compile()
+
+    def _compile(self) -> None:
+        dialect, meta = self._engine.dialect, self._meta
+        row = meta.c.key == OWNER
+        self._look = sa.select(meta.c.value).where(row)
+        self._take = sa.update(meta).where(row).values(value=sa.bindparam("new"))
+        self._step = self._take.where(meta.c.value == sa.bindparam("old"))
         self._delete: dict[str, _Statement] = {}
         self._insert: dict[str, _Statement] = {}
-        for table in (*TABLES, META):
+        for name, table in (*self._tables.items(), (META, meta)):
             delete = sa.delete(table).where(_key(table) == sa.bindparam("k"))
-            self._delete[table.name] = _Statement(delete, ("k",), dialect)
-            self._insert[table.name] = _Statement(sa.insert(table), tuple(table.columns.keys()), dialect)
+            self._delete[name] = _Statement(delete, ("k",), dialect)
+            self._insert[name] = _Statement(sa.insert(table), tuple(table.columns.keys()), dialect)
+
+    # --- the store -------------------------------------------------------------------------------
 
     def claim(self) -> Claim:
         """Make the tables where there are none, become the owner, read everything: one transaction.
 
         Raises:
-            LedgerError: it cannot be opened, or is damaged.
+            LedgerError: it cannot be opened, or is damaged. StoreAwayError: it is away.
         """
         owner = secrets.token_bytes(8)
+
+        def attempt(connection: sa.Connection) -> Claim:
+            with connection.begin():
+                if self._engine.dialect.name == "postgresql":
+                    # Else two that come first would make the same tables.
+                    connection.execute(_ONE_BY_ONE, {"name": f"shoestring {self._address.prefix}"})
+                self._metadata.create_all(connection)
+                # Before anything is read: from here on an earlier owner cannot commit in between.
+                first = {"new": _mark(owner, 0)}
+                if connection.execute(self._take, first).rowcount != 1:
+                    self._insert[META].run(connection, [(OWNER, first["new"])])
+                meta = {row.key: bytes(row.value) for row in connection.execute(sa.select(self._meta))}
+                del meta[OWNER]
+                return Claim(owner, meta, {name: _read(connection, t) for name, t in self._tables.items()})
+
         try:
-            if self._connection is None:
-                self._connection = self._engine.connect()
-            with self._connection.begin():
-                METADATA.create_all(self._connection)
-                # Written before anything is read: from here on an earlier owner cannot commit in between.
-                self._delete[META.name].run(self._connection, [(OWNER,)])
-                self._insert[META.name].run(self._connection, [(OWNER, owner)])
-                meta = {row.key: bytes(row.value) for row in self._connection.execute(sa.select(META))}
-                rows = {table.name: self._read(table) for table in TABLES}
+            claim = self._patiently(attempt, databases.is_hopeless)
         except SQLAlchemyError as error:
-            raise _cannot_open(self._name, error) from error
-        del meta[OWNER]
-        return Claim(owner, meta, rows)
+            raise databases.cannot_open(self._name, error) from error
+        self._owner, self._count = owner, 0
+        return claim
 
     def write(self, owner: bytes, changes: Changes) -> None:
-        """One transaction.
+        """One transaction, applied once, however often the database goes away within it.
 
         Raises:
             LedgerError: nothing was written: no space, or somebody else has claimed the store.
+            StoreAwayError: it is away, and whether this was written shows when it is opened again.
         """
-        connection = self._connection
-        if connection is None:
-            raise _cannot_write(self._name, "it is closed")
-        try:
+        if self._connection is None and not self._owner:
+            raise databases.cannot_write(self._name, "it is closed")
+        if owner != self._owner:
+            raise databases.taken_over(self._name)
+        step = {"old": _mark(owner, self._count), "new": _mark(owner, self._count + 1)}
+
+        def attempt(connection: sa.Connection) -> None:
             with connection.begin():
-                # This takes the lock, so the owner cannot change before the end of the transaction.
-                if connection.execute(self._keep_owner, {"owner": owner}).rowcount != 1:
-                    raise _taken_over(self._name)
-                for name, keys in changes.gone.items():
-                    self._delete[name].run(connection, [(key,) for key in keys])
-                self._delete[META.name].run(connection, [(key,) for key in changes.meta])
-                self._insert[META.name].run(connection, list(changes.meta.items()))
-                for name, rows in changes.rows.items():
-                    self._insert[name].run(connection, rows)
+                # This takes the lock, so the owner cannot change before the end of the transaction. Where an
+                # earlier try of ours is still under way at the server, it waits for how that ends.
+                if connection.execute(self._step, step).rowcount == 1:
+                    self._apply(connection, changes)
+                    return
+                found = connection.execute(self._look).scalar()
+            if found is not None and bytes(found) == step["new"]:
+                return  # an earlier try was applied, and only its answer was lost
+            behind = found is not None and bytes(found)[: len(owner)] == owner
+            raise (databases.set_back if behind else databases.taken_over)(self._name)
+
+        try:
+            self._patiently(attempt, lambda _: False)
         except SQLAlchemyError as error:
-            raise _cannot_write(self._name, _reason(error)) from error
+            raise databases.cannot_write(self._name, databases.reason(error)) from error
+        self._count += 1
 
     def close(self) -> None:
         """Close the connection."""
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        self._owner = b""
+        self._disconnect()
         self._engine.dispose()
 
-    def _read(self, table: sa.Table) -> list[Row]:
-        assert self._connection is not None
-        return [tuple(row) for row in self._connection.execute(sa.select(table).order_by(_key(table)))]
+    # --- inside ------------------------------------------------------------------------------------
+
+    def _apply(self, connection: sa.Connection, changes: Changes) -> None:
+        for name, keys in changes.gone.items():
+            self._delete[name].run(connection, [(key,) for key in keys])
+        self._delete[META].run(connection, [(key,) for key in changes.meta])
+        self._insert[META].run(connection, list(changes.meta.items()))
+        for name, rows in changes.rows.items():
+            self._insert[name].run(connection, rows)
+
+    def _patiently(self, attempt: Callable[[sa.Connection], T], hopeless: Callable[[Any], bool]) -> T:
+        """Try until the database is there.
+
+        Raises:
+            SQLAlchemyError: it is there, and something else is wrong; or it is `hopeless`.
+            StoreAwayError: it has been away for too long.
+        """
+        until_s, pause_s = math.inf, FIRST_PAUSE_S
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = self._engine.connect()
+                return attempt(self._connection)
+            except SQLAlchemyError as error:
+                if not databases.is_away(error) or hopeless(error):
+                    raise
+                self._disconnect()
+                now = self._clock.now()
+                until_s = min(until_s, now + self._address.patience_s)
+                if now >= until_s:
+                    raise databases.away(self._name, self._address.patience_s, error) from error
+            self._clock.sleep(min(pause_s, until_s - now))
+            pause_s = min(2 * pause_s, MAX_PAUSE_S)
+
+    def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        try:
+            connection.close()
+        except SQLAlchemyError:
+            connection.invalidate()  # it was broken; nothing else is lost with it
 
 
 class _Statement:
@@ -252,40 +327,10 @@ def _key(table: sa.Table) -> sa.Column[Any]:
     return table.columns[0]
 
 
-def _engine(url: sa.URL) -> sa.Engine:
-    if not url.drivername.startswith("sqlite"):
-        return sa.create_engine(url)
-    if url.database and url.database != ":memory:":
-        Path(url.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = sa.create_engine(url, poolclass=sa.pool.StaticPool, connect_args={"check_same_thread": False})
-
-    @sa.event.listens_for(engine, "connect")
-    def _settle(connection: sqlite3.Connection, _: object) -> None:
-        for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL"):
-            connection.execute(f"PRAGMA {pragma}")
-
-    return engine
+def _mark(owner: bytes, count: int) -> bytes:
+    """Who owns the store, and how often it has committed."""
+    return owner + count.to_bytes(8)
 
 
-def _reason(error: Exception) -> str:
-    cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
-    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
-
-
-def _cannot_open(name: str, error: Exception) -> LedgerError:
-    return LedgerError(
-        f"cannot open the ledger's store {name}: {_reason(error)}",
-        "check the path or URL; a damaged store moved away, a resumed run starts from its newest checkpoint",
-    )
-
-
-def _cannot_write(name: str, reason: str) -> LedgerError:
-    what = f"cannot write the ledger's store {name}: {reason}"
-    return LedgerError(what, "free some space, then resume the run")
-
-
-def _taken_over(name: str) -> LedgerError:
-    return LedgerError(
-        f"another coordinator has taken over the ledger's store {name}",
-        "leave the run to the newer one, or stop that and resume",
-    )
+def _read(connection: sa.Connection, table: sa.Table) -> list[Row]:
+    return [tuple(row) for row in connection.execute(sa.select(table).order_by(_key(table)))]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -30,20 +29,16 @@ BATCH = 20  # operations of one commit in WRITER
 Opener = Callable[[LedgerSpec], DurableLedger]
 
 
-@pytest.fixture(params=["memory", "sqlite", "postgresql"])
+@pytest.fixture(
+    params=["memory", "sqlite", pytest.param("postgresql", marks=pytest.mark.xdist_group("postgresql"))]
+)
 def opener(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opener]:
-    """Opens the same store again and again. SHOESTRING_TEST_POSTGRESQL names a database to empty and use."""
+    """Opens the same store again and again."""
     memory = MemoryStore()
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     if request.param == "postgresql":
-        if "SHOESTRING_TEST_POSTGRESQL" not in os.environ:
-            pytest.skip("SHOESTRING_TEST_POSTGRESQL does not name a database")
-        url = os.environ["SHOESTRING_TEST_POSTGRESQL"]
-        engine = sa.create_engine(url)
-        with engine.begin() as connection:
-            for table in ("meta", "leases", "returned", "letters", "suspects", "lost"):
-                connection.execute(sa.text(f"DROP TABLE IF EXISTS {table}"))
-        engine.dispose()
+        server = request.getfixturevalue("postgres")
+        url = f"{server.url()}&shoestring_job={tmp_path.name}"
     opened: list[DurableLedger] = []
 
     def open_(spec: LedgerSpec) -> DurableLedger:
