@@ -13,6 +13,7 @@ from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError
 from shoestring.base.record import RunRecord
 from shoestring.data.ledger import LedgerSpec
+from shoestring.data.outputs import Outputs
 from shoestring.data.store import DurableLedger
 from shoestring.fleet.channel import Answerer, WorkerMain
 from shoestring.fleet.checkpoints import DiskKeeper
@@ -90,11 +91,10 @@ def build_coordinator(launch: Launch, clock: Clock, resumed: bool) -> tuple[Answ
 def _shards(
     launch: Launch, spec: OutputsSpec, url: str, record: RunRecord, clock: Clock, resumed: bool
 ) -> ShardCoordinator:
-    from shoestring.data.outputs import Outputs
-
     # The bound on rows with an error is the spec's, with those given up; the ledger has none of its own.
     rows = msgspec.structs.replace(launch.ledger, max_dead_share=1.0)
-    ledger = DurableLedger.open(url, rows)
+    # A database that was named may hold the ledgers of other jobs, too.
+    ledger = DurableLedger.open(url, rows, spec.job if launch.ledger_url else "")
     remote = "://" in spec.sink.path and not spec.sink.path.startswith("file://")
     publisher = Publisher(Outputs(spec.sink, spec.job), aside=remote)
     return ShardCoordinator(launch.fleet, spec, ledger, publisher, record, clock.now(), resumed)

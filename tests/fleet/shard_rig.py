@@ -147,9 +147,7 @@ class ShardRig:
         rows |= {at: text for at, text in (failures or {}).items() if at in rows} | shard.verdicts
         return self.sink.stage(f"{worker}-{shard.lease_id}.parquet", rows)
 
-    def done(
-        self, worker: str, shard: m.Shard, incarnation: int = 1, failures: Rows | None = None
-    ) -> str:
+    def done(self, worker: str, shard: m.Shard, incarnation: int = 1, failures: Rows | None = None) -> str:
         staged = self.stage(f"{worker}.{incarnation}", shard, failures)
         return self.report(worker, shard, staged, incarnation)
 
