@@ -125,6 +125,11 @@ class Desk:
         return len(self._outbox)
 
     @property
+    def untold(self) -> bool:
+        """Whether there is something for the record."""
+        return bool(self._changes or self._faults)
+
+    @property
     def staged(self) -> int:
         """Shards that are staged and not told yet."""
         return sum(isinstance(one, _Done) for one in self._outbox)

@@ -120,7 +120,8 @@ class Engine:
             tools.kids, self._clock, _bounds(config, graph), _shares(graph, setting), setting.devices
         )
         self._pools = Pools(plans, config.pools, setting.cores, tools.decide, now)
-        kept = graph.nodes if setting.one_by_one else graph.kept  # a trial's writer wants to see all types
+        # Without a trial, or in it, a writer has to see what types there are.
+        kept = [name for name, node in graph.nodes.items() if node.keep or name not in setting.proven]
         self._bench = Bench(
             Shards(after, kept, segments), segments, self._crew, self._pools,
             {name: Queue() for name in graph.nodes}, tools.remove, self._desk.fault, tools.identity,
@@ -163,6 +164,14 @@ class Engine:
         """As `run`; the processes stay, with nothing to do."""
         while not self.step():
             pass
+        self.check()
+
+    def check(self) -> None:
+        """Whether it ended well.
+
+        Raises:
+            InferError: the job is broken, and the coordinator knows.
+        """
         if self._broken is not None:
             raise InferError(self._broken.what, self._broken.todo)
 
@@ -333,7 +342,12 @@ class Engine:
         if left and now >= self._until_s + LAST_WORDS_S:
             return True
         # What was staged in vain is removed before we go; the next recovery would do it, too.
-        return (self._over or left) and not self._desk.waiting and not self._write.busy
+        if not (self._over or left) or self._desk.waiting or self._write.busy:
+            return False
+        if self._desk.untold:
+            self._desk.hurry()
+            return False
+        return True
 
     # --- looking ---------------------------------------------------------------------------------------
 

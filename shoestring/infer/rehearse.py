@@ -131,8 +131,9 @@ def _play(
     seat.engine = engine
     try:
         engine.work()
-    except InferError:
-        notes.check_known(graph, rows)
+    except InferError as error:
+        if not error.what.startswith("stage "):  # else it says itself what is wrong with the stage
+            notes.check_known(graph, rows)
         raise
     finally:
         engine.close()
@@ -254,7 +255,7 @@ class Notes:
             reached = node.parent == ROWS or node.parent in self.schemas
             if reached and self.passes and "load" in self.passes[0]:
                 raise InferError(
-                    f"in the trial's {rows} rows there was nothing that stage {name} could answer, so what it "
+                    f"in the trial's {rows} rows there was nothing that stage {name} could answer: what it "
                     f"makes is not known",
                     "try more rows: --set trial.rows=1000",
                 )

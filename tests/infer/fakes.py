@@ -441,6 +441,7 @@ class Scene:
             assert self.world.clock.now() < most_s, "it does not end"
             if self.engine.step():
                 self.engine.close()
+                self.engine.check()
                 return True
         return False
 
@@ -466,6 +467,7 @@ def scene(
     limits: dict[str, Any] | None = None,
     decide: Callable[..., Any] = nothing,
     stage_config: dict[str, Any] | None = None,
+    proven: tuple[str, ...] = (),
 ) -> Scene:
     """Put one up; `stages`: name -> (parent, what it does)."""
     clock = FakeClock(1000.0)
@@ -491,7 +493,7 @@ def scene(
     engine = Engine(
         config,
         Graph.of(config, None),
-        Setting("w0.1", 2.0, chunk_rows=chunk_rows, rows=rows),
+        Setting("w0.1", 2.0, chunk_rows=chunk_rows, rows=rows, proven=frozenset(proven)),
         Tools(
             kids,
             Desk(seat, clock),

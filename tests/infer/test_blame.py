@@ -19,7 +19,7 @@ def split(items: Items) -> tuple[Items, Items, int]:
 def run(
     count: int, bad: set[int], kind: Kind, outside: frozenset[int] = frozenset()
 ) -> tuple[Items, Items, int]:
-    """(passed, guilty, tries): `bad` items always fail; the tries numbered in `outside` fail for no reason."""
+    """(passed, guilty, tries): `bad` items always fail; tries numbered in `outside` fail for no reason."""
     blame: Blame[Items] = Blame(split)
     failure = Failure(kind, kind)
     passed, guilty, tries = [], [], 0

@@ -146,7 +146,7 @@ def test_a_sink_that_stays_full_breaks_the_job() -> None:
     found = scene(one(StageAct()), 100)
     found.world.write_disasters.extend(["sink"] * 20)
     with pytest.raises(InferError) as caught:
-        found.engine.run()
+        found.run()
     assert "no space left" in caught.value.what and caught.value.todo == "mend it"
 
 
@@ -202,7 +202,7 @@ def test_others_get_shards_that_are_not_begun() -> None:
 
 def test_what_only_the_next_stage_needs_is_let_go_early() -> None:
     stages = {"a": ("rows", StageAct()), "b": ("a", StageAct(item_s=0.01))}
-    found = scene(stages, 200, shard_rows=200, stage_config={"keep": None})
+    found = scene(stages, 200, shard_rows=200, stage_config={"keep": None}, proven=("a", "b"))
     seen = 0
 
     def look() -> bool:
