@@ -157,7 +157,7 @@ def _kill(
     deadline_s = time.monotonic() + TIMEOUT_S
     wanted = kill.share * ROWS
     while process.poll() is None and time.monotonic() < deadline_s:
-        if (place / "runs" / "job" / "logs" / "coordinator.log").exists() and _begun(diary) > max(1, wanted):
+        if (place / "runs" / "job" / "logs" / "coordinator.log").exists() and begun(diary) > max(1, wanted):
             break
         time.sleep(LOOK_S)
     time.sleep(kill.later_s)
@@ -181,7 +181,7 @@ def _kill(
     return bool(pids)
 
 
-def _begun(diary: Path) -> int:
+def begun(diary: Path) -> int:
     """Rows in the diary, the trial's too."""
     noted = diary.read_bytes() if diary.exists() else b""
     return noted.count(b",") + noted.count(b"\n")

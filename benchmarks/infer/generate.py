@@ -13,7 +13,6 @@ what the peer would do if all ends were known and rows sorted by them, which no 
 from __future__ import annotations
 
 import json
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,16 +57,17 @@ def rows_of(count: int, seed: int = 0) -> list[Row]:
     ]
 
 
-def model_of() -> Any:
-    """A Llama with random weights, fp32."""
+def model_of(quick: bool) -> Any:
+    """A Llama with random weights, fp32: 10 million parameters, or 2.6 million."""
     torch.manual_seed(0)
+    width, layers = (192, 4) if quick else (320, 6)
     config = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=8,
-        num_attention_heads=6,
-        num_key_value_heads=6,
+        hidden_size=width,
+        intermediate_size=width * 27 // 10,
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64,
+        num_key_value_heads=width // 64,
         max_position_embeddings=1024,
         pad_token_id=0,
         bos_token_id=1,
@@ -130,3 +130,111 @@ def continuous(
         for made in engine.step():
             texts[made.key] = list(made.tokens)
     return texts, dict(engine.counts)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Of the peer: rows of a batch, and in which order they come."""
+
+    batch: int
+    by_prompt: bool
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return (
+            f"batch {self.batch}, {'by length of prompt' if self.by_prompt else 'in the order of the source'}"
+        )
+
+    def run(self, model: Any, rows: list[Row]) -> Texts:
+        """All texts."""
+        return static(model, rows, self.batch, _prompt_length if self.by_prompt else None)
+
+
+def _prompt_length(row: Row) -> int:
+    return len(row.prompt)
+
+
+def measure(quick: bool) -> dict[str, Any]:
+    """tokens/s of both, in turns; the texts are compared token by token.
+
+    Only tokens before a row's end count, for both. Returns `generate_vs_static` (of the medians), what it was
+    measured with, and every single measurement.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _measure(quick)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _measure(quick: bool) -> dict[str, Any]:
+    rows = rows_of(48 if quick else 128)
+    model = model_of(quick)
+    useful = sum(row.tokens for row in rows)
+    sequences, cache_tokens = 64, 64 * 256
+    settings = [Setting(batch, by) for batch in (8, 16, 32) for by in (False, True)]
+    part = rows if quick else rows[: len(rows) // 2]
+    chosen = {
+        setting.name: sum(row.tokens for row in part) / _timed(setting.run, model, part)[1]
+        for setting in settings
+    }
+    best = max(settings, key=lambda setting: chosen[setting.name])
+    rounds: list[dict[str, float]] = []
+    differing, counts = 0, {}
+    for number in range(3):
+        found: dict[str, float] = {}
+        texts: dict[str, Texts] = {}
+        for arm in ("continuous", "static")[:: 1 if number % 2 == 0 else -1]:
+            if arm == "static":
+                texts[arm], took_s = _timed(best.run, model, rows)
+            else:
+                (texts[arm], counts), took_s = _timed(continuous, model, rows, sequences, cache_tokens)
+            found[arm] = useful / took_s
+        differing += sum(
+            one != other for one, other in zip(texts["continuous"], texts["static"], strict=True)
+        )
+        rounds.append(found)
+    known, took_s = _timed(static, model, rows, best.batch, lambda row: row.tokens)
+    ours, theirs = ([one[arm] for one in rounds] for arm in ("continuous", "static"))
+    return {
+        "generate_vs_static": round(statistics.median(ours) / statistics.median(theirs), 3),
+        "continuous_tokens_s": round(statistics.median(ours), 1),
+        "static_tokens_s": round(statistics.median(theirs), 1),
+        "static_ends_known_tokens_s": round(useful / took_s, 1),
+        "spread": {
+            arm: [round(min(of), 1), round(max(of), 1)]
+            for arm, of in (("continuous", ours), ("static", theirs))
+        },
+        "static_setting": best.name,
+        "static_tried_tokens_s": {name: round(pace, 1) for name, pace in chosen.items()},
+        "texts_differing": differing,
+        "texts_compared": 3 * len(rows),
+        "rows": len(rows),
+        "tokens": useful,
+        "tokens_a_row": [
+            min(row.tokens for row in rows),
+            statistics.median(row.tokens for row in rows),
+            TOKENS[1],
+        ],
+        "prompt_tokens": sum(len(row.prompt) for row in rows),
+        "parameters": sum(one.numel() for one in model.parameters()),
+        "sequences": sequences,
+        "cache_tokens": cache_tokens,
+        "counts": counts,
+        "threads": 1,
+        "rounds": rounds,
+    }
+
+
+def _timed(run: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """What it returns, and how long it took."""
+    began_s = perf_counter()
+    found = run(*arguments)
+    return found, perf_counter() - began_s
+
+
+if __name__ == "__main__":
+    given = arguments(__doc__ or "")
+    print(json.dumps({"machine": machine(), **measure(given.quick)}, indent=1))

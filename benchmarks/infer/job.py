@@ -1,6 +1,7 @@
 """A job of ours in a process of its own: `python -m benchmarks.infer.job CONFIG.json RUN_DIR [FLAGS]`.
 
-`--resume` goes on with it. `--fixed` hands out ranges as an even split does: no smaller shards at the end, and nobody gives any back.
+`--resume` goes on with it. `--fixed` hands out ranges as an even split does: no smaller shards at the end,
+and nobody gives any back.
 """
 
 from __future__ import annotations

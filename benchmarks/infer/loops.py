@@ -43,7 +43,7 @@ def pipeline(settings: Settings) -> None:
         row: dict[str, Any] = {"id": table.column("id").to_numpy()}
         for part in parts:
             row |= part(row)
-        done.append(pa.table({"id": row["id"], "value": row["value"]}))
+        done.append(pa.table({"id": row["id"], "stored": row["stored"]}))
     write(pa.concat_tables(done), settings["sink"], 0)
 
 

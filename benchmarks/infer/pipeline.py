@@ -181,7 +181,7 @@ def _ours(
         ]  # fmt: skip
         settings = ours.config(source, place / "out", stages, **more)
         found = ours.run(settings, place, diary, TIMEOUT_S)
-        same(place / "out", rows, "value")
+        same(place / "out", rows, "stored")
         return found, _times(found.calls)
 
 
@@ -194,7 +194,7 @@ def _loop(source: Path, rows: int, port: int) -> tuple[Any, dict[str, Any]]:
         (place / "loop.json").write_text(json.dumps(settings))
         words = [sys.executable, "-m", "benchmarks.infer.loops", "pipeline", str(place / "loop.json")]
         found = ours.ran(run_child(words, TIMEOUT_S), calls(place / "diary"), place / "out")
-        same(place / "out", rows, "value")
+        same(place / "out", rows, "stored")
         return found, _times(found.calls)
 
 

@@ -35,7 +35,8 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Kill:
-    """See `faults.Kill`. A role that comes and goes (a task) is killed when it is next seen."""
+    """See `faults.Kill`. A role that comes and goes (a task) is killed when it is next seen; a loader, which
+    is gone before the first row is worked on, at its first sight."""
 
     whom: str
     share: float
@@ -43,7 +44,8 @@ class Kill:
     @classmethod
     def draw(cls, number: int) -> Kill:
         """The kill of this number."""
-        return cls(list(WHOM)[number % len(WHOM)], random.Random(1000 + number).uniform(0.0, 0.95))
+        whom = list(WHOM)[number % len(WHOM)]
+        return cls(whom, -1.0 if whom == "loader" else random.Random(1000 + number).uniform(0.0, 0.95))
 
 
 def measure(quick: bool, count: int, first: int) -> dict[str, Any]:
@@ -124,7 +126,7 @@ def _start(place: Path, diary: Path, kill: Kill | None) -> tuple[int, bool, str]
 def _kill(kill: Kill, process: subprocess.Popen[bytes], tree: Tree, diary: Path) -> bool:
     deadline_s = time.monotonic() + TIMEOUT_S
     while process.poll() is None and time.monotonic() < deadline_s:
-        if faults._begun(diary) > max(1, kill.share * faults.ROWS):
+        if kill.share < 0 or faults.begun(diary) > max(1, kill.share * faults.ROWS):
             break
         time.sleep(faults.LOOK_S)
     while process.poll() is None and time.monotonic() < deadline_s:

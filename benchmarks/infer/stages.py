@@ -186,7 +186,7 @@ class Put:
         values = np.asarray(batch["value"], np.float32)
         self._client.put(np.asarray(batch["id"]), values)
         self._diary.end(len(values))
-        return {"value": values}
+        return {"stored": values}
 
     def close(self) -> None:
         """Hang up."""

@@ -13,7 +13,7 @@ ROUNDS = 300
 """Of a row of cost 1: about a millisecond."""
 SIDE = 64
 
-TOKENS, HIDDEN, BLOCKS = 32, 512, 3
+TOKENS, HIDDEN, BLOCKS = 32, 512, 2
 """Of the model of the pipeline."""
 
 IMAGE, CROP, MOST = 64, 16, 20
