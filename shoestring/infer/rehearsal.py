@@ -42,7 +42,7 @@ class Rehearsal:
         row_bytes: of shared memory for a row, with all that the stages make of it.
         output_row_bytes: of the output's file, for a row.
         chunk_rows: that a loader should read at a time.
-        errors: text -> rows.
+        errors: text -> rows, or items that a stage had of them.
         took_s: all of it, setting up included.
     """
 

@@ -44,6 +44,7 @@ from shoestring.infer.wire import (
     Predict,
     Predicted,
     Replies,
+    Write,
     Wrote,
 )
 
@@ -187,7 +188,9 @@ class Notes:
         passes: of each, what each pool did; `rows` of each.
         setup_s, streams, memory_bytes: of stages.
         made_bytes: of segments in the first pass.
-        staged: the first pass' file.
+        staged: the file of each pass.
+        schemas: stage -> of its answers' segments.
+        errors: of the first pass, by text; `texts`: the first of each stage.
     """
 
     def __init__(self, segments: Segments) -> None:
@@ -203,6 +206,7 @@ class Notes:
         self.made_bytes = 0
         self.loaded_bytes = 0
         self.texts: dict[str, str] = {}
+        self.errors: Counter[str] = Counter()
 
     def begin(self, rows: int) -> None:
         """Another pass."""
@@ -221,6 +225,8 @@ class Notes:
             part.answers.append((self.rows[-1], reply.cost))
             if reply.staged is not None:
                 self.staged.append(reply.staged)
+            if first and isinstance(order, Write):
+                self.errors = texts(order)
         elif isinstance(reply, Predicted) and isinstance(order, Predict):
             items = sum(one.stop - one.start for one in order.parts)
             part.answers.append((items, reply.cost))
@@ -325,6 +331,16 @@ class TrialSeat:
         return m.ShardOrders()
 
 
+def texts(order: Write) -> Counter[str]:
+    """Errors of a shard's rows, and of the items that were made of them, by text."""
+    found = Counter(order.verdicts.values())
+    for chunk in order.chunks:
+        found.update(chunk.errors.values())
+    for stage, pieces in order.pieces.items():
+        found.update(f"{stage}: {text}" for piece in pieces for text in piece.errors.values())
+    return found
+
+
 def first_batch(item_s: float, tried: int) -> int:
     """Items of the first batches: so many that a batch takes `BATCH_S`, and not fewer than were tried.
 
@@ -397,6 +413,6 @@ def summed_up(notes: Notes, graph: Graph, took_s: float) -> Rehearsal:
         chunk_rows=chunk_rows(
             notes.loaded_bytes / max(1, loaded), load_s, max(one.row_s for one in stages.values())
         ),
-        errors=dict(notes.staged[0].errors),
+        errors=dict(notes.errors),
         took_s=took_s,
     )
