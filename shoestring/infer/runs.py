@@ -129,7 +129,7 @@ def run_job(config: InferConfig, recipe: str, name: str, runs_dir: Path, clock: 
             before its first shard; RunError: the name is another job's.
     """
     config = settled(config)
-    if not config.sink.path:
+    if config.source.files and not config.sink.path:
         raise ConfigError("the job has no place for its output", "name a folder: --output DIR")
     job = check(config, view.say)
     fingerprint = kept.job_fingerprint(config, job.index)

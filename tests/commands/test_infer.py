@@ -1,0 +1,281 @@
+"""What a user of `shoestring infer` does, from rows to a report, and what goes wrong on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from shoestring.base.record import read_events
+from shoestring.infer import Pipeline
+from tests.commands.infer_jobs import infer, output, rows, words, write_csv, write_stage
+from tests.commands.journeys import shoestring, start_shoestring
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished job of two files."""
+    folder = tmp_path_factory.mktemp("job")
+    write_stage(folder)
+    write_csv(folder / "data" / "a.csv", range(300))
+    write_csv(folder / "data" / "b.csv", range(300, 500))
+    code, answer = infer(folder, "--name", "first", "--set", "shards.rows=100")
+    assert code == 0, answer
+    assert answer["status"] == "finished" and answer["result"]["rows"] == 500
+    assert answer["output"] == str(folder / "out") and Path(answer["report"]).is_file()
+    return folder
+
+
+def test_each_row_is_there_once_with_its_identity_its_columns_and_its_answer(finished: Path) -> None:
+    found = rows(finished)
+    assert len(found) == 500
+    assert found["b.csv#7"] == {
+        "row": "b.csv#7", "x": 307, "text": "row 307", "scaled": 614, "error": None,
+    }  # fmt: skip
+    assert all(row["scaled"] == 2 * row["x"] and row["error"] is None for row in found.values())
+
+
+def test_the_output_is_files_in_the_order_of_rows_and_a_manifest(finished: Path) -> None:
+    files = sorted((finished / "out").glob("*.parquet"))
+    assert len(files) == 5
+    assert pa.concat_tables([pq.read_table(one) for one in files])["x"].to_pylist() == list(range(500))
+    manifest = json.loads((finished / "out" / "_manifest.json").read_text())
+    assert manifest["state"] == "finished" and manifest["facts"]["rows"] == 500
+    assert not list((finished / "out").glob(".staging*"))
+
+
+def test_its_record_has_every_part(finished: Path) -> None:
+    log = read_events(finished / "runs" / "first" / "events.jsonl")
+    assert not log.damage
+    assert {"run", "data", "trial", "plan", "summary", "result", "end"} <= {
+        event["kind"] for event in log.events
+    }
+    trial = log.of("trial")[0]
+    assert [part["name"] for part in trial["parts"]] == ["load", "scale", "write"]
+    assert trial["columns"] == {"scale.scaled": "int64"}
+    assert log.of("data")[0]["rows"] == 500 and log.of("plan")[0]["shard_rows"] == 100
+
+
+def test_runs_and_report_know_it(finished: Path) -> None:
+    where = ["--runs-dir", str(finished / "runs")]
+    listed = json.loads(shoestring("runs", "--json", *where).stdout)
+    assert [(row["run"], row["status"], row["rows"], row["done"], row["failed"]) for row in listed] == [
+        ("first", "finished", 500, 500, 0)
+    ]
+    assert "first" in shoestring("runs", *where).stdout
+    verified = shoestring("report", "first", "--verify", "--json", *where)
+    assert verified.returncode == 0, verified.stdout
+    assert json.loads(verified.stdout)["figures"] > 50
+
+
+def test_again_it_does_nothing(finished: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (finished / "out").iterdir()}
+    code, answer = infer(finished, "--set", "shards.rows=100")
+    assert code == 0 and answer["status"] == "finished" and answer["run"] == "first"
+    resumed = shoestring("resume", "first", "--runs-dir", str(finished / "runs"))
+    assert resumed.returncode == 0 and "finished already" in resumed.stdout
+    assert {path: path.stat().st_mtime_ns for path in (finished / "out").iterdir()} == before
+    elsewhere = shoestring(*words(finished, "--runs-dir", str(finished / "other-runs")))
+    assert elsewhere.returncode == 0 and json.loads(elsewhere.stdout)["status"] == "finished"
+
+
+def test_another_job_is_kept_off_its_output(finished: Path) -> None:
+    code, answer = infer(finished, "--set", "seed=1")
+    assert code == 9 and "output of another job" in answer["error"]["what"]
+    assert "--output" in answer["error"]["todo"]
+    assert len(rows(finished)) == 500
+
+
+def test_a_dry_run_tells_costs_and_writes_nothing(tmp_path: Path) -> None:
+    write_stage(tmp_path)
+    write_csv(tmp_path / "data" / "a.csv", range(400))
+    arguments = [word for word in words(tmp_path, "--dry-run") if word != "--json"]
+    told = shoestring(*arguments)
+    assert told.returncode == 0, told.stderr
+    assert "trial: 100 rows" in told.stdout and "for 400 rows" in told.stdout
+    lines = [line.split()[0] for line in told.stdout.splitlines() if line.startswith("  ")]
+    assert lines[:4] == ["part", "load", "scale", "write"]
+    assert "column scale.scaled: int64" in told.stdout
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "stages.py"]
+    code, answer = infer(tmp_path, "--dry-run")
+    assert code == 0 and answer["trial"]["rows"] == 100 and answer["trial"]["expected_s"] > 0
+    assert not (tmp_path / "out").exists() and not (tmp_path / "runs").exists()
+
+
+def test_a_bug_stops_the_job_at_once_with_its_traceback_and_its_row(tmp_path: Path) -> None:
+    write_stage(tmp_path)
+    write_csv(tmp_path / "data" / "a.csv", range(100_000))
+    code, answer = infer(tmp_path, stage="stages.py:Buggy")
+    assert code == 10, answer
+    what = answer["error"]["what"]
+    assert "no_such_column" in what and "Traceback" in what and "stages.py" in what and "a.csv#" in what
+    assert not list((tmp_path / "out").glob("part-*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "stage", "code", "what"),
+    [
+        (("--set", "shards.row=5"), "stages.py:Scale", 2, "unknown setting `shards.row`"),
+        ((), "stages.py:Missing", 2, "defines no Missing"),
+        (("--set", "fleet.transport=inprocess"), "stages.py:Scale", 2, "fleet.transport is inprocess"),
+        (("--source", "/nowhere/*.csv"), "stages.py:Scale", 3, "/nowhere/*.csv"),
+        (("--set", 'source.files=["/nowhere/*.csv"]'), "stages.py:Scale", 3, "/nowhere/*.csv"),
+        (("--set", 'source.columns=["y"]'), "stages.py:Scale", 3, "no file has a column 'y'"),
+        (("--set", "sink.path=/dev/null/x"), "stages.py:Scale", 9, "/dev/null/x"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_starts(
+    tmp_path: Path, arguments: tuple[str, ...], stage: str, code: int, what: str
+) -> None:
+    write_stage(tmp_path)
+    write_csv(tmp_path / "data" / "a.csv", range(10))
+    found, answer = infer(tmp_path, *arguments, stage=stage)
+    assert found == code, answer
+    assert what in answer["error"]["what"] and answer["error"]["todo"]
+
+
+def test_a_model_file_of_the_wrong_kind_is_told(tmp_path: Path) -> None:
+    write_csv(tmp_path / "data" / "a.csv", range(10))
+    (tmp_path / "model.onnx").write_bytes(b"this is no model")
+    (tmp_path / "model.pt2").write_bytes(b"nor is this")
+    for name, kind in (("model.onnx", "ONNX"), ("model.pt2", "torch.export")):
+        code, answer = infer(tmp_path, stage=str(tmp_path / name))
+        assert code == 2 and kind in answer["error"]["what"] and answer["error"]["todo"], answer
+
+
+def test_nothing_to_do_is_told(tmp_path: Path) -> None:
+    done = shoestring("infer", "--json")
+    assert done.returncode == 2 and "--source" in json.loads(done.stdout)["error"]["todo"]
+    write_csv(tmp_path / "data" / "a.csv", range(10))
+    done = shoestring(
+        "infer", "--source", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--json"
+    )
+    assert done.returncode == 2 and "no stage" in json.loads(done.stdout)["error"]["what"]
+
+
+def test_not_a_number_is_kept_and_counted(tmp_path: Path) -> None:
+    write_stage(tmp_path)
+    write_csv(tmp_path / "data" / "a.csv", range(-5, 15))
+    code, answer = infer(tmp_path, stage="stages.py:Root")
+    assert code == 0, answer
+    found = rows(tmp_path)
+    assert len(found) == 20 and all(row["error"] is None for row in found.values())
+    assert sum(row["root"] != row["root"] for row in found.values()) == 5
+    assert answer["result"]["not_numbers"] == {"root": 5} and answer["result"]["failed"] == 0
+
+
+def test_bad_files_and_rows_cost_only_themselves(tmp_path: Path) -> None:
+    """Broken footer, broken rows, other columns, a line that is no JSON, a row that is too large."""
+    write_stage(tmp_path)
+    data = tmp_path / "data"
+    write_csv(data / "a.csv", range(20))
+    pq.write_table(pa.table({"x": list(range(20, 40))}), data / "b.parquet")
+    whole = (data / "b.parquet").read_bytes()
+    (data / "footer.parquet").write_bytes(whole[:-9] + b"\xff" * 5 + b"PAR1")
+    big = pa.table({"x": list(range(40, 2040)), "text": [f"{x * 7919 % 10**8:08d}" for x in range(2000)]})
+    pq.write_table(big, data / "rows.parquet", row_group_size=1000, compression="zstd", use_dictionary=False)
+    spoilt = bytearray((data / "rows.parquet").read_bytes())
+    spoilt[200:1200] = b"\xff" * 1000
+    (data / "rows.parquet").write_bytes(bytes(spoilt))
+    (data / "c.jsonl").write_text(
+        '{"x": 1, "other": true}\nthis is no JSON\n{"x": 2, "text": "' + "w" * 5000 + '"}\n{"x": 3}\n'
+    )
+    code, answer = infer(tmp_path, "--set", "source.max_row_bytes=4000", "--set", "limits.max_error_share=1")
+    assert code == 0, answer
+    found = rows(tmp_path)
+    assert len(found) == 20 + 20 + 2000 + 4
+    assert found["c.jsonl#1"]["error"] and found["c.jsonl#1"]["scaled"] is None
+    assert "larger than source.max_row_bytes" in found["c.jsonl#2"]["error"]
+    assert found["c.jsonl#3"]["scaled"] == 6 and found["c.jsonl#0"]["other"] is True
+    bad = [row for name, row in found.items() if name.startswith("rows.parquet") and row["error"]]
+    assert 0 < len(bad) <= 1000
+    assert all(row["scaled"] == 2 * row["x"] for row in found.values() if row["error"] is None)
+    skipped = read_events(tmp_path / "runs" / answer["run"] / "events.jsonl").of("data")[0]["skipped"]
+    assert len(skipped) == 1 and "footer.parquet" in skipped[0]["file"]
+    assert answer["result"]["failed"] == len([row for row in found.values() if row["error"]])
+
+
+def test_too_many_errors_stop_the_job_and_a_resume_that_bears_them_finishes_it(tmp_path: Path) -> None:
+    write_stage(
+        tmp_path,
+        """
+        class Picky:
+            def __call__(self, batch):
+                if (batch["x"] % 3 == 0).any():
+                    raise ValueError("three divides it")
+                return {"scaled": batch["x"] * 2}
+        """,
+    )
+    write_csv(tmp_path / "data" / "a.csv", range(300))
+    code, answer = infer(tmp_path, "--name", "job", stage="stages.py:Picky")
+    assert code == 7 and "100 of 300 rows" not in answer["status"], answer
+    assert "more than 15 that are allowed" in answer["error"] and "max_error_share" in answer["todo"]
+    arguments = ["resume", "job", "--runs-dir", str(tmp_path / "runs"), "--set", "limits.max_error_share=0.5"]
+    done = shoestring(*arguments)
+    assert done.returncode == 0, done.stderr + done.stdout
+    found = rows(tmp_path)
+    assert len(found) == 300
+    for row in found.values():
+        assert ("three divides it" in row["error"]) if row["x"] % 3 == 0 else row["scaled"] == 2 * row["x"]
+
+
+@pytest.mark.faults
+def test_files_that_vanish_or_change_meanwhile_cost_their_own_rows(tmp_path: Path) -> None:
+    """Interrupted by Ctrl-C in its middle, too, and gone on with: each row is there once."""
+    write_stage(tmp_path)
+    for number, name in enumerate("abcd"):
+        write_csv(tmp_path / "data" / f"{name}.csv", range(100 * number, 100 * number + 100))
+    arguments = ["--name", "job", "--set", "shards.rows=10", "--set", "limits.max_error_share=1"]
+    arguments += [
+        "--set",
+        'stages=[{uses="%s:Scale", options={slow_s=0.02}, batch=5}]' % (tmp_path / "stages.py"),
+    ]
+    process = start_shoestring(*words(tmp_path, *arguments))
+    for _ in range(1200):
+        if list((tmp_path / "out").glob("part-*")) or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    answer = json.loads(process.communicate(timeout=100)[0])
+    assert process.returncode == 130 and answer["status"] == "interrupted", answer
+    done = {row["row"] for row in output(tmp_path).to_pylist()}
+    assert 0 < len(done) < 400 and not any(name.startswith("d.csv") for name in done)
+    (tmp_path / "data" / "d.csv").unlink()
+    write_csv(tmp_path / "data" / "c.csv", range(1000, 1100))
+    os.utime(tmp_path / "data" / "c.csv", (1, 1))
+
+    resumed = shoestring("resume", "job", "--runs-dir", str(tmp_path / "runs"), "--json")
+    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    found = rows(tmp_path)
+    assert len(found) == 400
+    for name, row in found.items():
+        if name in done or name.startswith(("a.csv", "b.csv")):
+            assert row["error"] is None and row["scaled"] == 2 * row["x"]
+        else:
+            assert row["error"] and row["scaled"] is None
+    kinds = json.loads(resumed.stdout)["result"]["errors"]
+    assert any("changed since the job began" in kind for kind in kinds)
+
+
+def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stages = write_stage(tmp_path)
+    write_csv(tmp_path / "data" / "a.csv", range(50))
+    pipeline = (
+        Pipeline("data/*.csv", "out")
+        .stage(f"{stages}:Scale", factor=3)
+        .stage(f"{stages}:Root", after="rows", keep=True)
+    )
+    assert pipeline.dry_run().expected.rows == 50
+    result = pipeline.run()
+    assert result.rows == 50 and result.failed == 0 and result.output == "out" and result.run_dir is not None
+    found = rows(tmp_path)
+    assert found["a.csv#9"]["scaled"] == 27 and found["a.csv#9"]["root"] == 3.0
+    again = pipeline.run()
+    assert again.rows == 50 and again.run_dir == result.run_dir
