@@ -14,8 +14,9 @@ from shoestring.fleet import messages as m
 from tests.fleet.shard_rig import Died, ShardRig, positions
 
 PATIENCE = 300
-AROUND = ["tick", "tick", "tick", "drain", "restart", "everything dies", "die while publishing", "late copy"]
-WORK = ["ask", "ask", "ask", "finish", "finish", "finish", "give back", "tell", "told to go", "die", "leave"]
+AROUND = ["tick", "drain", "restart", "restart", "everything dies", "die while publishing", "late copy"]
+WORK = [*["ask"] * 5, *["finish"] * 5, "give back", "tell", "told to go", "die", "leave"]
+FATES = ["", "", "", "lost", "unanswered", "dies before", "dies of it"]
 
 
 class Process:
@@ -55,7 +56,7 @@ class Jobs(RuleBasedStateMachine):
             self.supervise(0.0, (f"w{number % 3}",))
         elif what == "restart":
             self.rig.restart()
-        elif what == "everything dies" and number < 50:
+        elif what == "everything dies" and number < 20:
             self.living.clear()
             self.exits.clear()
             self.rig.restart(resumed=True)
@@ -65,13 +66,23 @@ class Jobs(RuleBasedStateMachine):
             self._say(self.sent[-(number % len(self.sent)) - 1])
 
     @rule(
-        worker=st.sampled_from(["w0", "w1", "w2"]),
-        what=st.sampled_from(WORK),
-        fate=st.sampled_from(["", "", "", "lost", "unanswered"]),
+        acts=st.lists(
+            st.tuples(
+                st.sampled_from(["w0", "w1", "w2"]),
+                st.sampled_from(WORK),
+                st.sampled_from(FATES),
+            ),
+            max_size=6,
+        )
     )
+    def work_on(self, acts: list[tuple[str, str, str]]) -> None:
+        for act in acts:
+            self.work(*act)
+
     def work(self, worker: str, what: str, fate: str = "") -> None:
         key = max((key for key in self.living if key[0] == worker), default=None)
         if key is None:
+            self.supervise(0.5)
             return
         process = self.living[key]
         if what == "ask" and not process.stopped:
@@ -168,9 +179,13 @@ class Jobs(RuleBasedStateMachine):
     # --- inside ----------------------------------------------------------------------------
 
     def _say(self, request: m.Request, fate: str = "") -> m.Reply | None:
-        """Send; None: lost on the way there, or its answer was, or the coordinator died of it."""
+        """Send; None: lost on the way there, or its answer was, or the coordinator died."""
         self.sent.append(request)
-        if fate == "lost":
+        if fate == "dies of it":
+            self.rig.send(request, flush=False)
+        if fate in ("dies before", "dies of it"):
+            self.rig.restart()
+        if fate in ("lost", "dies before", "dies of it"):
             return None
         try:
             reply = self.rig.send(request)
@@ -187,5 +202,5 @@ class Jobs(RuleBasedStateMachine):
 
 TestJobs: Any = Jobs.TestCase
 TestJobs.settings = settings(
-    max_examples=150, stateful_step_count=80, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=60, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
