@@ -1,11 +1,12 @@
-"""Text generation: continuous batching against transformers' `generate` in static batches, same model and prompts.
+"""Text generation: continuous batching against transformers' `generate` in static batches.
 
-Prompts and ends are uneven. Random weights never end a text by themselves, so each row has a bound, drawn from a
-heavy-tailed distribution, that stands for where the text would end; as ends are not known beforehand, a static
-batch goes on until its longest row is through (its stopping criterion ends it there, so it does no step more).
-What a row made beyond its end does not count for either side. The peer runs at several batch sizes, with rows in
-the order of the source and sorted by the length of their prompts; the best of these counts. Beside it stands
-what the peer would do if all ends were known and rows sorted by them, which no user can have.
+Same model, same prompts. Prompts and ends are uneven. Random weights never end a text by themselves, so each row
+has a bound, drawn from a heavy-tailed distribution, that stands for where the text would end; as ends are not
+known beforehand, a static batch goes on until its longest row is through (a stopping criterion ends it there, so
+it does no step more). What a row made beyond its end does not count for either side. The peer runs at several
+batch sizes, with rows in the order of the source and sorted by the length of their prompts; the best of these
+counts. Beside it stands what the peer would do if all ends were known and rows sorted by them, which no user can
+have.
 
     python -m benchmarks.infer.generate [--quick]
 """
@@ -196,7 +197,7 @@ def _measure(quick: bool) -> dict[str, Any]:
             one != other for one, other in zip(texts["continuous"], texts["static"], strict=True)
         )
         rounds.append(found)
-    known, took_s = _timed(static, model, rows, best.batch, lambda row: row.tokens)
+    _, took_s = _timed(static, model, rows, best.batch, lambda row: row.tokens)
     ours, theirs = ([one[arm] for one in rounds] for arm in ("continuous", "static"))
     return {
         "generate_vs_static": round(statistics.median(ours) / statistics.median(theirs), 3),

@@ -37,6 +37,8 @@ class HuggingFaceRagged:
 
     def __init__(self, model: Any) -> None:
         self._model = model
+        if model.config._attn_implementation == NAME:  # it was taken over before
+            model.set_attn_implementation("sdpa")
         self._own = model.config._attn_implementation
         config = model.config.get_text_config()
         tokens = torch.arange(_PROBE, device=model.device) % config.vocab_size

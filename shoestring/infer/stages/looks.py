@@ -204,9 +204,7 @@ def _check_onnx(path: Path) -> None:
                 file.seek(length, 1)
             fields.add(tag >> 3)
         if file.tell() != size or 7 not in fields:
-            raise ConfigError(
-                f"{path} is not an ONNX model{_look(path)}", "give a file that holds one, whole"
-            )
+            raise ConfigError(f"{path} is no ONNX model{_look(path)}", "give a whole ONNX file")
 
 
 def _varint(read: Any) -> int | None:
