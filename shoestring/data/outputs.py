@@ -165,6 +165,7 @@ class StagedWriter:
     def abort(self) -> None:
         """Remove it. What cannot be removed now goes with the staging folder, at the job's end or when it
         is resumed."""
+        self._stream.dropping = True  # the writer of the format ends its file when it is let go
         try:
             with self._files.telling():
                 self._raw.close()
@@ -339,6 +340,9 @@ class Outputs:
         """The manifest, after what it lists is durable."""
         self._unwritten = 0
         self._manifest.files = [entry_of(self._published[name]) for name in sorted(self._published)]
+        if self._sink.format == "images" and self._published:
+            self._files.make(IMAGES)
+            self._files.sync(IMAGES)
         self._files.sync()
         self._files.replace(MANIFEST, encode_manifest(self._manifest))
 
@@ -389,16 +393,22 @@ class _Pictures:
 
 
 class _Hashed:
-    """A stream that is written through, and what went through it."""
+    """A stream that is written through, and what went through it.
+
+    Attributes:
+        dropping: from now on, what is written goes nowhere.
+    """
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.digest = hashlib.sha256()
         self.size_bytes = 0
-        self.closed = False
+        self.closed = self.dropping = False
 
     def write(self, data: bytes) -> int:
         """On to the stream."""
+        if self.dropping:
+            return len(data)
         self.digest.update(data)
         self.size_bytes += len(data)
         return self._stream.write(data)

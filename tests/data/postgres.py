@@ -92,8 +92,11 @@ class Server:
         for one in family:  # the first is the one that would start others
             with contextlib.suppress(psutil.NoSuchProcess):
                 one.kill()
-        psutil.wait_procs(family, timeout=PATIENCE_S)
         self._process.wait()
+        until_s = time.monotonic() + PATIENCE_S
+        while any(_runs(one) for one in family):
+            assert time.monotonic() < until_s, "the server does not die"
+            time.sleep(0.005)
         self._process = None
 
     def restart(self) -> None:
@@ -155,6 +158,14 @@ class Server:
 
     def _tail(self) -> str:
         return (self.folder / "log").read_text(errors="replace")[-2000:]
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it is there, and not only waiting for its parent to hear that it is dead."""
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _unprivileged() -> pwd.struct_passwd | None:
