@@ -34,8 +34,10 @@ def batches(source: str, size: int) -> Iterator[pa.Table]:
 
 def pipeline(settings: Settings) -> None:
     """One row after the other through all three stages, in batches as everywhere else."""
+    from benchmarks.infer.model_stages import Predict
+
     port, diary = settings["port"], settings["diary"]
-    parts: list[Any] = [stages.Fetch(port, diary), stages.Predict(diary), stages.Put(port, diary)]
+    parts: list[Any] = [stages.Fetch(port, diary), Predict(diary), stages.Put(port, diary)]
     for part in parts:
         part.setup(None)
     done = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from benchmarks.infer.tree import SAMPLE_S, Finished, run_child
 from shoestring.base.record import read_events
 
 WARM = {"trial": {"rows": 20}}
+WITH_MODEL = ("Predict", "Detect", "Classify", "Both")
 
 
 @dataclass(frozen=True)
@@ -22,8 +24,10 @@ class Ran:
     """One run of any arm.
 
     Attributes:
-        work_s: from the first call of a stage (its trial left out) until the last file of output was there.
-        start_s: from the start of the command to that first call.
+        work_s: from when every stage has begun its first call (a trial's left out) until the last file of
+            output was there, for all rows: those that the first stage has done by then count as if they had
+            taken as long as the others.
+        start_s: from the start of the command until then.
         took_s: the whole command.
         peak_bytes: of all processes together (PSS).
         calls: of stages, in `work_s`.
@@ -49,8 +53,9 @@ class Ran:
 
 
 def stage(name: str, **settings: Any) -> dict[str, Any]:
-    """Settings of one of our stages: `name` is a class of benchmarks.infer.stages."""
-    return {"name": name.lower(), "uses": f"benchmarks.infer.stages:{name}", **settings}
+    """Settings of one of our stages: `name` is a class of `stages` or `model_stages`."""
+    module = "model_stages" if name in WITH_MODEL else "stages"
+    return {"name": name.lower(), "uses": f"benchmarks.infer.{module}:{name}", **settings}
 
 
 def config(source: Path, sink: Path, stages: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
@@ -113,10 +118,10 @@ def ran(
         after_s: calls before that are of a trial.
     """
     working = tuple(call for call in noted if call.began_s >= after_s)
-    first_s = min((call.began_s for call in working), default=math.nan)
+    up_s, share = begin(working)
     return Ran(
-        work_s=last_change_s(output) - first_s,
-        start_s=first_s - done.began_s,
+        work_s=(last_change_s(output) - up_s) / share,
+        start_s=up_s - done.began_s,
         took_s=done.took_s,
         peak_bytes=done.peak_bytes,
         cpu_s=done.cpu_s,
@@ -124,6 +129,18 @@ def ran(
         record=record,
         finished=done,
     )
+
+
+def begin(noted: Sequence[Call]) -> tuple[float, float]:
+    """When all stages were up, and the share of the items that the first stage had still to begin then."""
+    firsts: dict[str, float] = {}
+    for call in sorted(noted, key=lambda one: one.began_s):
+        firsts.setdefault(call.stage, call.began_s)
+    if not firsts:
+        return math.nan, math.nan
+    up_s = max(firsts.values())
+    mine = [call for call in noted if call.stage == next(iter(firsts))]
+    return up_s, sum(call.items for call in mine if call.began_s >= up_s) / sum(call.items for call in mine)
 
 
 def events(folder: Path) -> tuple[dict[str, Any], ...]:

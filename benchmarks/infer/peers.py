@@ -13,8 +13,8 @@ from typing import Any
 from benchmarks.common import table
 from benchmarks.infer import data
 from benchmarks.infer.arms import RUNNERS, Job, folder, peers_ready, quotas
+from benchmarks.infer.grind import Grind
 from benchmarks.infer.samples import Arm, Row, median, ratio, rounds, spread
-from benchmarks.infer.work import Grind
 
 FILES = 24
 SEED = 5

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import time
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.infer.diary import Diary
+from benchmarks.infer.grind import Grind
+from benchmarks.infer.server import Client
 
 GROUPS, HOME = "groups", "home"
 """Files of a folder of places: the `cgroup.procs` of each place, a line each, and of where a process was."""
@@ -70,8 +71,6 @@ class Compute:
 
     def setup(self, context: Any) -> None:
         """In the process that computes."""
-        from benchmarks.infer.work import Grind
-
         self._grind, self._diary = Grind(), Diary(self._words[0], "compute")
         self._place = Place(self._words[1])
 
@@ -130,8 +129,6 @@ class Fetch:
 
     def setup(self, context: Any) -> None:
         """One connection a process."""
-        from benchmarks.infer.server import Client
-
         self._client, self._diary = Client(self._port), Diary(self._path, "fetch")
 
     def __call__(self, batch: Any) -> dict[str, Any]:
@@ -145,30 +142,6 @@ class Fetch:
         self._client.close()
 
 
-class Predict:
-    """The model on fetched rows."""
-
-    def __init__(self, diary: str = "") -> None:
-        self._path = diary
-
-    def setup(self, context: Any) -> None:
-        """One thread: the cores are shared."""
-        import torch
-
-        from benchmarks.infer.work import Model
-
-        torch.set_num_threads(1)
-        self._torch, self._model = torch, Model().eval()
-        self._diary = Diary(self._path, "predict")
-
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        self._diary.begin()
-        with self._torch.inference_mode():
-            values = self._model(self._torch.from_numpy(np.array(batch["rows"]))).numpy()
-        self._diary.end(len(values))
-        return {"value": values}
-
-
 class Put:
     """The value of each row to the store."""
 
@@ -177,8 +150,6 @@ class Put:
 
     def setup(self, context: Any) -> None:
         """One connection a process."""
-        from benchmarks.infer.server import Client
-
         self._client, self._diary = Client(self._port), Diary(self._path, "put")
 
     def __call__(self, batch: Any) -> dict[str, Any]:
@@ -191,98 +162,3 @@ class Put:
     def close(self) -> None:
         """Hang up."""
         self._client.close()
-
-
-class Detect:
-    """Objects of images, cut out: any number of items for each."""
-
-    def __init__(self, diary: str = "") -> None:
-        self._path = diary
-
-    def setup(self, context: Any) -> None:
-        """One thread."""
-        import torch
-
-        from benchmarks.infer.work import Detector
-
-        torch.set_num_threads(1)
-        self._model, self._diary = Detector().eval(), Diary(self._path, "detect")
-
-    def __call__(self, batch: Any) -> Any:
-        from benchmarks.infer.work import detect
-        from shoestring.infer.batch import Answer
-
-        self._diary.begin()
-        objects = np.asarray(batch["objects"])
-        crops = detect(self._model, batch["pixels"], objects)
-        self._diary.end(len(objects))
-        return Answer({"crop": crops}, counts=objects.tolist())
-
-
-class Classify:
-    """The class of each object.
-
-    Args:
-        by_image: call the model with the objects of one image at a time, as the single stage does.
-    """
-
-    def __init__(self, diary: str = "", by_image: bool = False) -> None:
-        self._path, self._by_image = diary, by_image
-
-    def setup(self, context: Any) -> None:
-        """One thread."""
-        import torch
-
-        from benchmarks.infer.work import Classifier
-
-        torch.set_num_threads(1)
-        self._model, self._diary = Classifier().eval(), Diary(self._path, "classify")
-
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        from benchmarks.infer.work import classify
-
-        self._diary.begin()
-        crops = np.asarray(batch["crop"])
-        if self._by_image:
-            images = np.asarray(batch["id"])
-            parts = np.split(crops, np.flatnonzero(np.diff(images)) + 1)
-            classes = np.concatenate([classify(self._model, part) for part in parts])
-        else:
-            classes = classify(self._model, crops)
-        self._diary.end(len(classes))
-        return {"class": classes}
-
-
-class Both:
-    """Detector and classifier in one stage: the classifier sees one image's objects at a time."""
-
-    def __init__(self, diary: str = "") -> None:
-        self._path = diary
-
-    def setup(self, context: Any) -> None:
-        """One thread."""
-        import torch
-
-        from benchmarks.infer.work import Classifier, Detector
-
-        torch.set_num_threads(1)
-        self._detector, self._classifier = Detector().eval(), Classifier().eval()
-        self._diary = Diary(self._path, "both")
-
-    def __call__(self, batch: Any) -> dict[str, Any]:
-        from benchmarks.infer.work import classify, detect
-
-        self._diary.begin()
-        objects = np.asarray(batch["objects"])
-        crops = detect(self._detector, batch["pixels"], objects)
-        parts = np.split(crops, np.cumsum(objects)[:-1])
-        classes = [classify(self._classifier, part).tolist() for part in parts]
-        self._diary.end(len(objects))
-        return {"class": classes}
-
-
-def leftovers(folder: Path) -> None:
-    """Remove the locks of places; for a folder that is used again."""
-    for path in folder.glob("place*"):
-        with contextlib.suppress(FileNotFoundError):
-            path.unlink()

@@ -1,4 +1,4 @@
-"""What is computed, the same functions in every arm."""
+"""The models, the same in every arm."""
 
 from __future__ import annotations
 
@@ -9,10 +9,6 @@ from torch import Tensor, nn
 
 from benchmarks.infer.server import WIDTH
 
-ROUNDS = 300
-"""Of a row of cost 1: about a millisecond."""
-SIDE = 64
-
 TOKENS, HIDDEN, BLOCKS = 32, 512, 2
 """Of the model of the pipeline."""
 
@@ -21,24 +17,6 @@ IMAGE, CROP, MOST = 64, 16, 20
 DEPTH, NARROW = 40, 64
 """Of the classifier: deep and narrow, as models for small things are."""
 CLASSES = 10
-
-
-class Grind:
-    """A row's value from its id, at its cost: a vector goes through a fixed matrix that often."""
-
-    def __init__(self) -> None:
-        rng = np.random.default_rng(3)
-        self._matrix = rng.standard_normal((SIDE, SIDE)) / np.sqrt(SIDE)
-
-    def __call__(self, ids: NDArray[np.int64], cost: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Values of rows, one by one: what a row costs is not shared."""
-        return np.array([self._one(int(i), float(c)) for i, c in zip(ids, cost, strict=True)])
-
-    def _one(self, number: int, cost: float) -> float:
-        vector = np.cos(np.arange(SIDE) * (1 + number % 1009))
-        for _ in range(max(1, round(ROUNDS * cost))):
-            vector = np.tanh(self._matrix @ vector + 0.1)
-        return float(vector.sum()) + number % 1009
 
 
 class Model(nn.Module):

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.infer import data, even, faults, pipeline, rows, samples
+from benchmarks.infer import data, even, faults, ours, pipeline, rows, samples
 from benchmarks.infer.check import compare, ids_of, same
-from benchmarks.infer.diary import Diary, calls, counted, row_s
+from benchmarks.infer.diary import Call, Diary, calls, counted, row_s
 from benchmarks.network.arms import PartError
 
 
@@ -56,6 +56,14 @@ def test_a_diary_is_read_back_and_half_a_line_is_not(tmp_path: Path) -> None:
     assert counted(noted, "stage") == 5
     assert counted(noted, "stage", noted[1].began_s) == 3
     assert row_s(noted, "stage") == pytest.approx(sum(call.took_s for call in noted) / 5)
+
+
+def test_rows_done_before_all_stages_were_up_are_no_gain() -> None:
+    noted = [
+        Call(1, stage, at_s, 1.0, 1.0, 10, ())
+        for stage, at_s in (("a", 0.0), ("a", 1.0), ("b", 5.0), ("a", 5.0), ("a", 6.0), ("b", 6.0))
+    ]
+    assert ours.begin(noted) == (5.0, 0.5)
 
 
 def test_ratios_are_of_the_same_round() -> None:
