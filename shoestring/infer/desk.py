@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,8 +104,64 @@ class State:
     notice: str
 
 
+class Speaker(Protocol):
+    """What the engine wants of a desk; see `Desk`."""
+
+    @property
+    def waiting(self) -> int:
+        """Words that the coordinator does not know of yet."""
+        ...
+
+    @property
+    def staged(self) -> int:
+        """Shards among them."""
+        ...
+
+    @property
+    def untold(self) -> bool:
+        """Whether there is something for the record."""
+        ...
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer may come at any moment."""
+        ...
+
+    def done(self, lease_id: int, staged: Staged) -> None:
+        """A shard is staged."""
+        ...
+
+    def give_back(self, lease_id: int, reason: str) -> None:
+        """A shard goes back."""
+        ...
+
+    def broken(self, what: str, todo: str) -> None:
+        """Going on makes no sense."""
+        ...
+
+    def changed(self, change: PoolChange) -> None:
+        """A decision."""
+        ...
+
+    def fault(self, text: str) -> None:
+        """Something went wrong."""
+        ...
+
+    def hurry(self) -> None:
+        """Tell soon."""
+        ...
+
+    def turn(self, wanted: int, state: State) -> list[News]:
+        """What is new."""
+        ...
+
+    def close(self) -> None:
+        """No more is said."""
+        ...
+
+
 class Desk:
-    """All calls to the coordinator.
+    """All calls to the coordinator; a turn takes as long as its answers do.
 
     Args:
         seat: makes them.
@@ -118,6 +176,11 @@ class Desk:
         self._faults: list[str] = []
         self._tell_at_s = self._again_at_s = clock.now()
         self._pause_s = PAUSE_S
+
+    @property
+    def busy(self) -> bool:
+        """Never between turns."""
+        return False
 
     @property
     def waiting(self) -> int:
@@ -205,3 +268,122 @@ class Desk:
         orders = self._seat.tell(state.pools, changes, faults, state.begun, state.notice)
         self._tell_at_s = self._clock.now() + TELL_S
         return orders
+
+    def due(self, wanted: int) -> bool:
+        """Whether a turn would have anything to do."""
+        now = self._clock.now()
+        return now >= self._again_at_s and (bool(self._outbox) or wanted > 0 or now >= self._tell_at_s)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class BackDesk:
+    """A desk whose turns run in a thread of their own: a coordinator that is slow, or away, keeps nobody from
+    working.
+
+    What is said during a turn waits for the next one, so the desk behind is never used by two at a time.
+
+    Args:
+        desk: the desk behind.
+    """
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="desk")
+        self._turn: Future[list[News]] | None = None
+        self._later: list[Callable[[], None]] = []
+        self._later_words = self._later_staged = 0
+        self._known = (0, 0, False)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an answer may come at any moment."""
+        return self._turn is not None
+
+    @property
+    def waiting(self) -> int:
+        """Words that the coordinator does not know of yet, as far as is known here."""
+        self._look()
+        return self._known[0] + self._later_words
+
+    @property
+    def staged(self) -> int:
+        """Shards among them."""
+        self._look()
+        return self._known[1] + self._later_staged
+
+    @property
+    def untold(self) -> bool:
+        """Whether there is something for the record."""
+        self._look()
+        return self._known[2] or bool(self._later)
+
+    def done(self, lease_id: int, staged: Staged) -> None:
+        """A shard is staged."""
+        self._later_words += 1
+        self._later_staged += 1
+        self._say(lambda: self._desk.done(lease_id, staged))
+
+    def give_back(self, lease_id: int, reason: str) -> None:
+        """A shard goes back."""
+        self._later_words += 1
+        self._say(lambda: self._desk.give_back(lease_id, reason))
+
+    def broken(self, what: str, todo: str) -> None:
+        """Going on makes no sense."""
+        self._later_words += 1
+        self._say(lambda: self._desk.broken(what, todo))
+
+    def changed(self, change: PoolChange) -> None:
+        """A decision."""
+        self._say(lambda: self._desk.changed(change))
+
+    def fault(self, text: str) -> None:
+        """Something went wrong."""
+        self._say(lambda: self._desk.fault(text))
+
+    def hurry(self) -> None:
+        """Tell soon."""
+        self._say(self._desk.hurry)
+
+    def turn(self, wanted: int, state: State) -> list[News]:
+        """What the last turn brought, if it is over; then another one begins, where there is need. Never
+        waits.
+
+        Raises:
+            DismissedError, FleetError: as the seat says.
+        """
+        if self._turn is not None:
+            if not self._turn.done():
+                return []
+            finished, self._turn = self._turn, None
+            news = finished.result()
+            self._hand_on()
+            if news:  # it may change what is wanted
+                return news
+        self._hand_on()
+        if self._desk.due(wanted):
+            self._turn = self._thread.submit(self._desk.turn, wanted, state)
+        return []
+
+    def close(self) -> None:
+        """No more is said; a turn that still runs ends by itself."""
+        self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _say(self, word: Callable[[], None]) -> None:
+        self._later.append(word)
+        if self._turn is None:
+            self._hand_on()
+
+    def _hand_on(self) -> None:
+        for word in self._later:
+            word()
+        self._later.clear()
+        self._later_words = self._later_staged = 0
+        self._look()
+
+    def _look(self) -> None:
+        """While a turn runs, what was known before it holds: a shard counts as untold until its news came."""
+        if self._turn is None:
+            self._known = (self._desk.waiting, self._desk.staged, self._desk.untold)

@@ -20,7 +20,7 @@ from shoestring.infer.bench import Bench, Broken, Lane
 from shoestring.infer.blame import Failure
 from shoestring.infer.config import ROWS, InferConfig, StageConfig
 from shoestring.infer.crew import Bounds, Came, Crew, Event, Gone, Hopeless, Kids, Member, Ready, failure_of
-from shoestring.infer.desk import BrokenTold, Desk, News, Over, Settled, State
+from shoestring.infer.desk import BrokenTold, News, Over, Settled, Speaker, State
 from shoestring.infer.graph import Graph
 from shoestring.infer.load_lane import LoadLane
 from shoestring.infer.pools import Decide, Now, PoolPlan, Pools
@@ -31,10 +31,12 @@ from shoestring.infer.stage_lane import StageLane, StageRules
 from shoestring.infer.wire import Orders, Raised, Replies
 from shoestring.infer.write_lane import WriteLane
 
-LONGEST_WAIT_S, SHORTEST_WAIT_S = 0.1, 0.001
+LONGEST_WAIT_S, ANSWER_WAIT_S, SHORTEST_WAIT_S = 0.1, 0.01, 0.001
 WATCH_S = 1.0
 LAST_WORDS_S = 5.0
 """What is staged when the time to leave is over may still be told for that long."""
+FULL_PAUSE_S, FULL_S = 0.5, 30.0
+"""Where shared memory is full: until the next try; until a shard alone that fills it ends the job."""
 FIRST_BATCH = 32
 MOST_ITEMS = 1 << 16
 """A batch never has more."""
@@ -85,7 +87,7 @@ class Tools:
     """
 
     kids: Kids
-    desk: Desk
+    desk: Speaker
     clock: Clock
     remove: Callable[[str], None]
     identity: Callable[[int], str]
@@ -145,6 +147,8 @@ class Engine:
         self._reason = ""
         self._over = False
         self._broken: Broken | None = None
+        self._rest_s: dict[str, float] = {}
+        self._full_s = math.inf
 
     # --- the loop ----------------------------------------------------------------------------------
 
@@ -185,6 +189,7 @@ class Engine:
         """End all processes, remove all segments."""
         self._crew.close()
         self._bench.segments.clear()
+        self._desk.close()
 
     def step(self) -> bool:
         """One turn of the loop; whether it was the last."""
@@ -219,7 +224,7 @@ class Engine:
         if self._broken is not None:
             return
         for name, lane in self._lanes.items():
-            offered = True
+            offered = name not in self._rest_s or now >= self._rest_s[name]
             while offered:  # once round all processes at a time, so that none gets two while another has none
                 offered = False
                 for member in self._crew.free(name, lane.depth):
@@ -238,7 +243,8 @@ class Engine:
 
     def _wait_s(self, now: float) -> float:
         ripe = min((at for lane in self._stages.values() if (at := lane.ripe_at()) > now), default=math.inf)
-        return max(SHORTEST_WAIT_S, min(LONGEST_WAIT_S, ripe - now))
+        longest_s = ANSWER_WAIT_S if self._desk.busy else LONGEST_WAIT_S
+        return max(SHORTEST_WAIT_S, min(longest_s, ripe - now))
 
     # --- what happens ------------------------------------------------------------------------------
 
@@ -246,7 +252,10 @@ class Engine:
         if isinstance(event, Came):
             self._tools.saw(event.member, event.task.order, event.reply)
             lane = self._lanes[event.member.pool]
-            if isinstance(event.reply, Raised):
+            if isinstance(event.reply, Raised) and event.reply.kind == "memory" and self._is_full(now):
+                lane.spared(event.task)
+                self._rest_s[event.member.pool] = now + FULL_PAUSE_S
+            elif isinstance(event.reply, Raised):
                 # What works on many batches at a time tells all of them that one has failed.
                 sure = not event.member.streams or event.task.alone
                 lane.failed(event.task, replace(failure_of(event.reply), sure=sure), now)
@@ -265,6 +274,31 @@ class Engine:
         elif isinstance(event, Ready) and event.member.pool in self._stages:
             self._stages[event.member.pool].streams = event.member.streams
 
+    def _is_full(self, now: float) -> bool:
+        """Whether shared memory is full of other rows, so that no item is to blame; then some of them go.
+
+        Raises:
+            Broken: these are of one shard alone, and that has not changed for long.
+        """
+        budget, shards = self._tools.budget, self._bench.shards
+        budget.held_bytes = self._bench.segments.held_bytes
+        self._tools.look(budget)
+        if not budget.full:
+            self._full_s = math.inf
+            return False
+        self._full_s = min(self._full_s, now)
+        if len(shards) > 1:
+            newest = list(shards)[-1]
+            self._drop(newest.lease_id, "shared memory is full")
+        elif now - self._full_s > FULL_S:
+            rows, held, free = shards.rows, budget.held_bytes / 1e6, budget.free_bytes / 1e6
+            raise Broken(
+                f"a shard of {rows} rows needs more shared memory than there is: {held:.0f} MB are held, "
+                f"{free:.0f} MB are free",
+                f"set shards.rows to {max(1, rows // 4)}, or make room in /dev/shm",
+            )
+        return True
+
     def _hopeless(self, pool: str, failure: Failure) -> tuple[str, str]:
         what = (
             f"stage {pool} cannot be set up" if pool in self._stages else f"no {pool} process can be set up"
@@ -274,7 +308,9 @@ class Engine:
         return f"{what}: {failure.text}{detail}", todo
 
     def _heed(self, news: News, now: float) -> None:
-        if isinstance(news, Shard):
+        if isinstance(news, Shard) and (self._until_s < math.inf or self._broken is not None):
+            self._desk.give_back(news.lease_id, self._reason or "the job is broken")
+        elif isinstance(news, Shard):
             self._bench.shards.add(news.lease_id, news.ranges, news.verdicts)
             self._write.collect()  # one of verdicts alone is complete
         elif isinstance(news, Settled):
@@ -342,7 +378,7 @@ class Engine:
         if left and now >= self._until_s + LAST_WORDS_S:
             return True
         # What was staged in vain is removed before we go; the next recovery would do it, too.
-        if not (self._over or left) or self._desk.waiting or self._write.busy:
+        if not (self._over or left) or self._desk.waiting or self._desk.busy or self._write.busy:
             return False
         if self._desk.untold:
             self._desk.hurry()

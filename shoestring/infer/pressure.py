@@ -32,6 +32,11 @@ class Budget:
         return max(LEAST_CHUNK_BYTES, min(MOST_CHUNK_BYTES, self.limit_bytes // CHUNKS))
 
     @property
+    def full(self) -> bool:
+        """Whether there is no room, whoever has it."""
+        return self.free_bytes < SPARE_SHARE * self.total_bytes or self.held_bytes > self.limit_bytes
+
+    @property
     def now_bytes(self) -> int:
         """What may be held at the moment: others may have filled what is shared with them."""
         spare = int(SPARE_SHARE * self.total_bytes)

@@ -55,6 +55,8 @@ BATCH_S = 0.1
 """What a batch should take to begin with, so that what it costs to hand it over does not count."""
 CHUNK_BYTES, CHUNK_S, CHUNK_ROWS = 8 << 20, 0.5, 1 << 16
 LEAST_CHUNK = 16
+LEAST_PART = 0.05
+"""Of what a file costs is by its rows, however the two files of the trial compare."""
 
 
 def rehearse(config: InferConfig, index: RowIndex, rows: int, clock: Clock) -> Rehearsal:
@@ -370,6 +372,16 @@ def chunk_rows(row_bytes: float, load_s: float, slowest_s: float) -> int:
     return max(1, int(min(bounds)))
 
 
+def less_fixed(few: int, few_s: float, many: int, many_s: float) -> float:
+    """Seconds for a row, without what a file costs whatever is in it: shards are larger than the trial's.
+
+    Args:
+        few, many: rows of two files; few_s, many_s: what they took.
+    """
+    whole_s = many_s / many
+    return min(whole_s, max(LEAST_PART * whole_s, (many_s - few_s) / (many - few)))
+
+
 def summed_up(notes: Notes, graph: Graph, took_s: float) -> Rehearsal:
     """Numbers of all that was seen.
 
@@ -399,6 +411,8 @@ def summed_up(notes: Notes, graph: Graph, took_s: float) -> Rehearsal:
         )
     load_s, load_share = last["load"].rate()
     write_s, write_share = last["write"].rate()
+    if last is not first:
+        write_s = less_fixed(rows, first["write"].rate()[0] * rows, notes.rows[-1], write_s * notes.rows[-1])
     loaded = last["load"].answers[-1][0]
     staged = notes.staged[-1]
     return Rehearsal(

@@ -19,7 +19,7 @@ from shoestring.fleet.names import number_of
 from shoestring.fleet.seat import DismissedError
 from shoestring.fleet.shard_seat import ShardSeat
 from shoestring.infer.config import InferConfig
-from shoestring.infer.desk import Desk
+from shoestring.infer.desk import BackDesk, Desk
 from shoestring.infer.engine import Engine, Setting, Tools
 from shoestring.infer.graph import Graph
 from shoestring.infer.kids import NurseryKids
@@ -63,7 +63,7 @@ def _sit(
             setting = setting_of(context, payload, config, index.rows)
             tools = Tools(
                 kids=NurseryKids(nursery, outfits(graph, setting.cores)),
-                desk=Desk(seat, context.clock),
+                desk=BackDesk(Desk(seat, context.clock)),
                 clock=context.clock,
                 remove=segments.remove,
                 identity=lambda at: index.identities(at, at + 1)[0],

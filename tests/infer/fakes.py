@@ -79,6 +79,7 @@ class World:
         segments: name -> items in it.
         written: lease -> row -> what came out; only what was staged last.
         tries: (pool, items) of each task that was begun.
+        most_items: that all segments together have room for.
     """
 
     clock: FakeClock
@@ -94,12 +95,18 @@ class World:
     write_disasters: deque[str] = field(default_factory=deque)
     load_act: Callable[[int], str] = lambda position: ""
     load_s: float = 0.0001
+    most_items: int = 1 << 60
 
     def put(self, name: str, items: list[Item]) -> int:
         assert name not in self.segments
         self.segments[name] = items
         self.most_bytes = max(self.most_bytes, self.item_bytes * sum(map(len, self.segments.values())))
         return self.item_bytes * len(items)
+
+    def look(self, budget: Budget) -> None:
+        """Shared memory that is free."""
+        held_bytes = self.item_bytes * sum(map(len, self.segments.values()))
+        budget.free_bytes = budget.total_bytes - held_bytes
 
     def expected(self, position: int, given_up: Iterable[int] = ()) -> Any:
         """What should come of a row: an error, or for each root stage what came out."""
@@ -121,6 +128,12 @@ class World:
             {"item": (*item, at), **{child: self._through(child, (*item, at)) for child in children}}
             for at in range(count)
         ]
+
+    def is_full(self, order: Load | Predict) -> bool:
+        """Whether an answer has no room."""
+        parts = order.ranges if isinstance(order, Load) else [(one.start, one.stop) for one in order.parts]
+        items = sum(stop - start for start, stop in parts)
+        return sum(map(len, self.segments.values())) + items > self.most_items
 
     # --- what children do -----------------------------------------------------------------------------
 
@@ -304,6 +317,8 @@ class FakeKid:
             self._replies.append(
                 Raised(order.task, kind, "ValueError at f.py:3", said, "Traceback ...", "mend it")
             )
+        elif not isinstance(order, Write | Discard) and world.is_full(order):
+            self._replies.append(Raised(order.task, "memory", "MemoryError", "no room", "Traceback ..."))
         elif isinstance(order, Load):
             self._replies.append(world.load(order))
         elif isinstance(order, Predict):

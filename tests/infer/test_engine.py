@@ -233,6 +233,22 @@ def test_a_shard_larger_than_the_budget_goes_through() -> None:
     check(found, 300)
 
 
+def test_full_shared_memory_is_no_items_fault() -> None:
+    found = scene(one(StageAct(item_s=0.01)), 600, shard_rows=100)
+    found.world.item_bytes, found.world.most_items = 4 * MB, 240  # of 1000 MB, 10 % of them left to others
+    assert found.run()
+    check(found, 600)
+    assert ("shared memory is full" in {reason for _, reason in found.seat.backs}) and found.seat.done_leases
+
+
+def test_a_shard_that_fills_shared_memory_by_itself_ends_the_job_with_advice() -> None:
+    found = scene(one(StageAct()), 600, shard_rows=300)
+    found.world.item_bytes, found.world.most_items = 4 * MB, 240
+    with pytest.raises(InferError, match="a shard of 300 rows needs more shared memory") as caught:
+        found.run()
+    assert "shards.rows to 75" in caught.value.todo
+
+
 def test_a_process_that_holds_too_much_is_replaced() -> None:
     found = scene(one(StageAct(item_s=0.05)), 400, stage_config={"memory_bytes": 100 * MB})
     assert not found.run(until=lambda: len(found.seat.done_leases) == 1)
