@@ -8,6 +8,7 @@ the worker, however that ends.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import selectors
 import signal
@@ -254,11 +255,13 @@ class _Inside:
         self._prepared.add(stage)
         if stage:
             preload(self._settings)
-            return
-        try:
-            self._index = RowIndex.load(Path(self._settings.payload.index))
-        except DataError as error:  # each child meets it again, and tells it to who asks
-            print(error, file=sys.stderr)
+        else:
+            try:
+                self._index = RowIndex.load(Path(self._settings.payload.index))
+            except DataError as error:  # each child meets it again, and tells it to who asks
+                print(error, file=sys.stderr)
+        # A child that looks for garbage (after each failure) would copy and walk through all of this.
+        gc.freeze()
 
     def _told(self, pid: int) -> End:
         if pid in self._kids:
