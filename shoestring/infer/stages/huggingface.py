@@ -43,6 +43,7 @@ _BY_ENDING = (
     ("ForTokenClassification", "token-classification"),
     ("ForImageClassification", "image-classification"),
 )
+_VOCABULARIES = ("tokenizer.json", "vocab.*", "*.model", "*.tiktoken", "tekken.json")
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -144,6 +145,12 @@ def _model(path: Path, task: str, options: HuggingFaceOptions, device: torch.dev
 
 
 def _tokenizer(path: Path) -> Any:
+    if not any(file for pattern in _VOCABULARIES for file in path.glob(pattern)):
+        # transformers would make an empty one, to which every word is unknown.
+        raise ConfigError(
+            f"{path} holds no tokenizer: none of {', '.join(_VOCABULARIES)}",
+            "save it there with tokenizer.save_pretrained",
+        )
     try:
         return transformers.AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False

@@ -157,7 +157,8 @@ class TextStream:
             return bounds, errors
         for row, value in enumerate(column_of(batch, options.tokens_column, "options.tokens_column")):
             try:
-                if value is not None:
+                # A column of numbers with gaps comes with NaN in them.
+                if value is not None and value == value:
                     bounds[row] = max(0, min(options.tokens, int(value)))
             except (TypeError, ValueError):
                 errors[row] = f"{options.tokens_column} is {value!r}, not a number of tokens"

@@ -8,18 +8,16 @@ from typing import Any
 import torch
 
 from shoestring.base.clock import SystemClock
-from shoestring.base.errors import CheckpointError
 from shoestring.base.record import RunRecord
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.data.tokens import PackedTokens
 from shoestring.evaluate.bits import bits_per_byte
 from shoestring.evaluate.compress import xz_sizes
 from shoestring.evaluate.ngram import NgramConfig, ngram_score
-from shoestring.fleet.checkpoints import DiskKeeper
 from shoestring.infer.decode import generate
+from shoestring.infer.trained import newest_model
 from shoestring.jobs.pretrain.config import Ready, ready_of
 from shoestring.models.moe_lm.model import MoeLM
-from shoestring.parallel import tensorfiles
 from shoestring.train.runs import View
 
 MEASURE = "bits per byte of the held-out files"
@@ -94,19 +92,8 @@ def load_model(run_dir: Path, ready: Ready) -> tuple[MoeLM, int]:
     Raises:
         CheckpointError: there is none.
     """
-    found = DiskKeeper(run_dir / "checkpoints", keep=ready.config.fleet.checkpoint.keep).newest()
-    if found.manifest is None:
-        why = f" ({found.damaged[0][0]}: {found.damaged[0][1]})" if found.damaged else ""
-        raise CheckpointError(
-            f"the run {run_dir.name} has no intact checkpoint{why}",
-            f"go on with it: shoestring resume {run_dir.name}",
-        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = MoeLM(ready.config.model, seed=None).to(device)
-    tensorfiles.read(
-        {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, Path(found.path)
-    )
-    return model.eval(), found.manifest.step
+    return newest_model(run_dir, ready.config.model, device)
 
 
 def write_text(run_dir: Path, prompt: str, tokens: int, temperature: float, top_p: float, seed: int) -> str:
