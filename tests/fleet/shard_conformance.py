@@ -115,7 +115,7 @@ class ShardProcessConformance(ShardConformance):
                 points.pop(0)
                 transport.kill_coordinator()
 
-        plan = job(tmp_path, 2, toy={"faults": faults, "row_s": 0.005})
+        plan = job(tmp_path, 2, toy={"faults": faults, "row_s": 0.005}, same_failures=8)
         assert transport.run(plan, watch) == Outcome("finished")
         assert written(tmp_path) == all_of() and not points
         reasons = [event["reason"] for event in events(tmp_path / "run").of("fault")]
@@ -133,10 +133,11 @@ class ShardProcessConformance(ShardConformance):
 
     def test_a_hung_worker_is_killed(self, transport: Transport, tmp_path: Path) -> None:
         toy = {"faults": {"w1.1.2": "stop"}, "row_s": 0.005}
-        assert transport.run(job(tmp_path, 2, toy=toy, heartbeat_timeout_s=3.0)) == Outcome("finished")
+        assert transport.run(job(tmp_path, 2, toy=toy, heartbeat_timeout_s=4.0)) == Outcome("finished")
         assert written(tmp_path) == all_of()
         kills = [e for e in events(tmp_path / "run").of("decision") if e.get("action") == "kill"]
-        assert [e["worker"] for e in kills] == ["w1"] and "silent" in kills[0]["reason"]
+        # On a machine under load another may have been silent for as long.
+        assert any(e["worker"] == "w1" and "silent" in e["reason"] for e in kills), kills
 
     def test_who_is_told_to_go_leaves_and_is_replaced(self, transport: Transport, tmp_path: Path) -> None:
         toy = {"faults": {"w1.1.2": "told to go"}, "row_s": 0.005}
