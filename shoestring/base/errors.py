@@ -93,12 +93,6 @@ class SinkError(ShoestringError):
     exit_code = 9
 
 
-class SinkError(ShoestringError):
-    """Output cannot be written where it should go, or something else is there already."""
-
-    exit_code = 9
-
-
 class InferError(ShoestringError):
     """A stage of a batch inference job has a bug, cannot be set up, or answers what makes no sense."""
 

@@ -32,6 +32,7 @@ from shoestring.infer import kept
 from shoestring.infer.config import InferConfig
 from shoestring.infer.expect import shard_rows
 from shoestring.infer.graph import Graph
+from shoestring.infer.rehearsal import Rehearsal
 from shoestring.infer.settle import settled
 from shoestring.infer.stages import check_stage
 from shoestring.infer.trial import Trial, columns, run_trial, tell
@@ -270,7 +271,7 @@ def _fleet(launch: Launch, clock: Clock, view: View, interrupts: Interrupts) -> 
     return run_local(launch, clock, view.status, interrupts)
 
 
-def _try(job: Checked, clock: Clock, found: kept.Rehearsal | None = None) -> Trial:
+def _try(job: Checked, clock: Clock, found: Rehearsal | None = None) -> Trial:
     stages = {name: node.config for name, node in job.graph.nodes.items()}
     workers = job.config.fleet.members.workers or 1
     shared = 1 if job.config.fleet.transport == "ray" else workers

@@ -14,7 +14,7 @@ import pytest
 
 from shoestring.base.record import read_events
 from shoestring.infer import Pipeline
-from tests.commands.infer_jobs import infer, output, rows, words, write_csv, write_stage
+from tests.commands.infer_jobs import here, infer, output, rows, words, write_csv, write_stage
 from tests.commands.journeys import shoestring, start_shoestring
 
 
@@ -25,8 +25,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_stage(folder)
     write_csv(folder / "data" / "a.csv", range(300))
     write_csv(folder / "data" / "b.csv", range(300, 500))
-    code, answer = infer(folder, "--name", "first", "--set", "shards.rows=100")
-    assert code == 0, answer
+    done = shoestring(*words(folder, "--name", "first", "--set", "shards.rows=100"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    answer = json.loads(done.stdout)
     assert answer["status"] == "finished" and answer["result"]["rows"] == 500
     assert answer["output"] == str(folder / "out") and Path(answer["report"]).is_file()
     return folder
@@ -64,13 +65,13 @@ def test_its_record_has_every_part(finished: Path) -> None:
 
 def test_runs_and_report_know_it(finished: Path) -> None:
     where = ["--runs-dir", str(finished / "runs")]
-    listed = json.loads(shoestring("runs", "--json", *where).stdout)
+    listed = json.loads(here("runs", "--json", *where).stdout)
     assert [(row["run"], row["status"], row["rows"], row["done"], row["failed"]) for row in listed] == [
         ("first", "finished", 500, 500, 0)
     ]
-    assert "first" in shoestring("runs", *where).stdout
-    verified = shoestring("report", "first", "--verify", "--json", *where)
-    assert verified.returncode == 0, verified.stdout
+    assert "first" in here("runs", *where).stdout
+    verified = here("report", "first", "--verify", "--json", *where)
+    assert verified.exit_code == 0, verified.stdout
     assert json.loads(verified.stdout)["figures"] > 50
 
 
@@ -78,11 +79,11 @@ def test_again_it_does_nothing(finished: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in (finished / "out").iterdir()}
     code, answer = infer(finished, "--set", "shards.rows=100")
     assert code == 0 and answer["status"] == "finished" and answer["run"] == "first"
-    resumed = shoestring("resume", "first", "--runs-dir", str(finished / "runs"))
-    assert resumed.returncode == 0 and "finished already" in resumed.stdout
+    resumed = here("resume", "first", "--runs-dir", str(finished / "runs"))
+    assert resumed.exit_code == 0 and "finished already" in resumed.stdout
     assert {path: path.stat().st_mtime_ns for path in (finished / "out").iterdir()} == before
-    elsewhere = shoestring(*words(finished, "--runs-dir", str(finished / "other-runs")))
-    assert elsewhere.returncode == 0 and json.loads(elsewhere.stdout)["status"] == "finished"
+    elsewhere = here(*words(finished, "--runs-dir", str(finished / "other-runs")))
+    assert elsewhere.exit_code == 0 and json.loads(elsewhere.stdout)["status"] == "finished"
 
 
 def test_another_job_is_kept_off_its_output(finished: Path) -> None:
@@ -96,8 +97,8 @@ def test_a_dry_run_tells_costs_and_writes_nothing(tmp_path: Path) -> None:
     write_stage(tmp_path)
     write_csv(tmp_path / "data" / "a.csv", range(400))
     arguments = [word for word in words(tmp_path, "--dry-run") if word != "--json"]
-    told = shoestring(*arguments)
-    assert told.returncode == 0, told.stderr
+    told = here(*arguments)
+    assert told.exit_code == 0, told.stderr
     assert "trial: 100 rows" in told.stdout and "for 400 rows" in told.stdout
     lines = [line.split()[0] for line in told.stdout.splitlines() if line.startswith("  ")]
     assert lines[:4] == ["part", "load", "scale", "write"]
@@ -150,13 +151,11 @@ def test_a_model_file_of_the_wrong_kind_is_told(tmp_path: Path) -> None:
 
 
 def test_nothing_to_do_is_told(tmp_path: Path) -> None:
-    done = shoestring("infer", "--json")
-    assert done.returncode == 2 and "--source" in json.loads(done.stdout)["error"]["todo"]
+    done = here("infer", "--json")
+    assert done.exit_code == 2 and "--source" in json.loads(done.stdout)["error"]["todo"]
     write_csv(tmp_path / "data" / "a.csv", range(10))
-    done = shoestring(
-        "infer", "--source", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--json"
-    )
-    assert done.returncode == 2 and "no stage" in json.loads(done.stdout)["error"]["what"]
+    done = here("infer", "--source", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--json")
+    assert done.exit_code == 2 and "no stage" in json.loads(done.stdout)["error"]["what"]
 
 
 def test_not_a_number_is_kept_and_counted(tmp_path: Path) -> None:
@@ -217,8 +216,8 @@ def test_too_many_errors_stop_the_job_and_a_resume_that_bears_them_finishes_it(t
     assert code == 7 and "100 of 300 rows" not in answer["status"], answer
     assert "more than 15 that are allowed" in answer["error"] and "max_error_share" in answer["todo"]
     arguments = ["resume", "job", "--runs-dir", str(tmp_path / "runs"), "--set", "limits.max_error_share=0.5"]
-    done = shoestring(*arguments)
-    assert done.returncode == 0, done.stderr + done.stdout
+    done = here(*arguments)
+    assert done.exit_code == 0, done.stderr + done.stdout
     found = rows(tmp_path)
     assert len(found) == 300
     for row in found.values():
@@ -250,8 +249,8 @@ def test_files_that_vanish_or_change_meanwhile_cost_their_own_rows(tmp_path: Pat
     write_csv(tmp_path / "data" / "c.csv", range(1000, 1100))
     os.utime(tmp_path / "data" / "c.csv", (1, 1))
 
-    resumed = shoestring("resume", "job", "--runs-dir", str(tmp_path / "runs"), "--json")
-    assert resumed.returncode == 0, resumed.stdout + resumed.stderr
+    resumed = here("resume", "job", "--runs-dir", str(tmp_path / "runs"), "--json")
+    assert resumed.exit_code == 0, resumed.stdout + resumed.stderr
     found = rows(tmp_path)
     assert len(found) == 400
     for name, row in found.items():
