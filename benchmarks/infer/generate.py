@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
@@ -171,7 +172,7 @@ def measure(quick: bool) -> dict[str, Any]:
 
 
 def _measure(quick: bool) -> dict[str, Any]:
-    rows = rows_of(48 if quick else 128)
+    rows = rows_of(48 if quick else 96)
     model = model_of(quick)
     useful = sum(row.tokens for row in rows)
     sequences, cache_tokens = 64, 64 * 256
@@ -233,7 +234,9 @@ def _timed(run: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """What it returns, and how long it took."""
     began_s = perf_counter()
     found = run(*arguments)
-    return found, perf_counter() - began_s
+    took_s = perf_counter() - began_s
+    print(f"  {getattr(run, '__qualname__', 'run')}: {took_s:.1f} s", file=sys.stderr, flush=True)
+    return found, took_s
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
 
 from shoestring.base.config import Config, parse_config
 from shoestring.base.errors import ConfigError, InferError
@@ -96,8 +95,7 @@ def stacked(values: Any, shape: Sequence[int | None], name: str) -> tuple[Array,
 
 
 def as_columns(outputs: Mapping[str, Array], rows: int) -> dict[str, Any]:
-    """A model's outputs, one entry a row; matrices become lists of fixed size, and what has more
-    dimensions fixed-shape tensors.
+    """A model's outputs, one entry a row.
 
     Raises:
         InferError: an output has another number of rows.
@@ -109,16 +107,8 @@ def as_columns(outputs: Mapping[str, Array], rows: int) -> dict[str, Any]:
                 f"the output {name!r} has the shape {tuple(array.shape)} for {rows} rows",
                 "the model's first dimension has to be the batch, in what goes in and in what comes out",
             )
-        columns[name] = array if array.ndim == 1 else nested(array)
+        columns[name] = array
     return columns
-
-
-def nested(array: Array) -> pa.Array:
-    """[n, a] -> n lists of a numbers; [n, a, b, ..] -> n tensors, which `Batch` gives back as they were."""
-    whole = np.ascontiguousarray(array)
-    if whole.ndim == 2:
-        return pa.FixedSizeListArray.from_arrays(pa.array(whole.reshape(-1)), int(whole.shape[1]))
-    return pa.FixedShapeTensorArray.from_numpy_ndarray(whole)
 
 
 def _fitting(values: Any, shape: Sequence[int | None]) -> Array | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from shoestring.base.errors import ConfigError
 from shoestring.infer.batch import Answer, Batch
-from shoestring.infer.stages.columns import Array, column_of, nested, stacked, texts_of
+from shoestring.infer.stages.columns import Array, column_of, stacked, texts_of
 from shoestring.infer.stages.text import Codec, TextOptions, seed_of
 
 _PADDED_TOKENS = 8192  # of one forward pass, padding included
@@ -153,7 +153,7 @@ class Embedding:
             if self._normalise:
                 pooled = torch.nn.functional.normalize(pooled, dim=-1)
             out[rows] = pooled.cpu().numpy()
-        return Answer({"embedding": nested(out)}, errors=errors)
+        return Answer({"embedding": out}, errors=errors)
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ class ImageClasses:
             size = self._look.size or _size(side) or (224, 224)
             self._decode = ImagesStage(ImagesOptions(column=self._column, size=size))
         answer = self._decode(batch)
-        pixels: Array = answer.columns["pixels"].to_numpy_ndarray()
+        pixels: Array = answer.columns["pixels"]
         return pixels, dict(answer.errors)
 
 
@@ -313,7 +313,7 @@ def _classes(logits_BC: Array, config: Any, scores: bool) -> dict[str, Any]:
         "label": pa.array([config.id2label[int(number)] for number in best], pa.string()),
         "score": chance[np.arange(len(best)), best],
     }
-    return columns | ({"scores": nested(chance)} if scores else {})
+    return columns | ({"scores": chance} if scores else {})
 
 
 def _by_tokens(order: list[int], lengths: list[int]) -> Iterator[list[int]]:

@@ -1,7 +1,7 @@
 """A stage that decodes images with Pillow (source: ours).
 
-Reads a column of encoded files and makes `pixels`: [H, W, 3] a row, nested lists of fixed size where
-`size` is set. An image that cannot be decoded gets its error, and the others go on.
+Reads a column of encoded files and makes `pixels`, [H, W, 3] a row. An image that cannot be decoded gets its
+error, and the others go on.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import warnings
 from typing import Any, Literal
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from shoestring.base.config import Config
 from shoestring.infer.batch import Answer, Batch, StageContext
 from shoestring.infer.config import StageConfig
-from shoestring.infer.stages.columns import Array, column_of, nested, options_of
+from shoestring.infer.stages.columns import Array, column_of, options_of
 
 
 class ImagesOptions(Config):
@@ -68,9 +68,11 @@ class ImagesStage:
                 continue
             try:
                 out[place] = self._decode(data)
+            except UnidentifiedImageError:
+                errors[place] = "the image cannot be decoded: its format is unknown"
             except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever comes up: it is the row's
                 errors[place] = f"the image cannot be decoded: {str(error) or type(error).__name__}"
-        return Answer({options.output: nested(self._finished(out))}, errors=errors)
+        return Answer({options.output: self._finished(out)}, errors=errors)
 
     def _decode(self, data: bytes) -> Array:
         """[H, W, 3] uint8 of one file."""
