@@ -27,6 +27,7 @@ from shoestring.infer.pools import Decide, Now, PoolPlan, Pools
 from shoestring.infer.pressure import Budget
 from shoestring.infer.regroup import Queue
 from shoestring.infer.shards import Segments, Shards
+from shoestring.infer.shared import NO_ROOM
 from shoestring.infer.stage_lane import StageLane, StageRules
 from shoestring.infer.wire import Orders, Raised, Replies
 from shoestring.infer.write_lane import WriteLane
@@ -149,6 +150,7 @@ class Engine:
         self._broken: Broken | None = None
         self._rest_s: dict[str, float] = {}
         self._full_s = math.inf
+        self._alone_until_s = 0.0
 
     # --- the loop ----------------------------------------------------------------------------------
 
@@ -252,7 +254,7 @@ class Engine:
         if isinstance(event, Came):
             self._tools.saw(event.member, event.task.order, event.reply)
             lane = self._lanes[event.member.pool]
-            if isinstance(event.reply, Raised) and event.reply.kind == "memory" and self._is_full(now):
+            if isinstance(event.reply, Raised) and NO_ROOM in event.reply.text and self._is_full(now):
                 lane.spared(event.task)
                 self._rest_s[event.member.pool] = now + FULL_PAUSE_S
             elif isinstance(event.reply, Raised):
@@ -283,10 +285,13 @@ class Engine:
         budget, shards = self._tools.budget, self._bench.shards
         budget.held_bytes = self._bench.segments.held_bytes
         self._tools.look(budget)
-        if not budget.full:
+        if not budget.crowded:
             self._full_s = math.inf
             return False
         self._full_s = min(self._full_s, now)
+        # Else others fill the room again before who needs it has come round.
+        self._rest_s["load"] = now + 2 * FULL_PAUSE_S
+        self._alone_until_s = now + FULL_S
         if len(shards) > 1:
             newest = list(shards)[-1]
             self._drop(newest.lease_id, "shared memory is full")
@@ -344,6 +349,7 @@ class Engine:
         """Shards to ask for."""
         hand = len(self._bench.shards)
         full = hand > 0 and self._bench.segments.held_bytes > self._tools.budget.now_bytes
+        full = full or (hand > 0 and self._clock.now() < self._alone_until_s)
         if self._over or self._broken or self._until_s < math.inf or full:
             return 0
         return max(0, self._config.shards.ahead - hand - self._desk.staged)

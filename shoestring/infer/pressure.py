@@ -9,6 +9,8 @@ CHUNKS = 16
 """The budget should hold that many chunks, so that one more or less does not matter."""
 SPARE_SHARE = 0.1
 """Of all shared memory, left to others."""
+CROWDED_SHARE = 0.1
+"""Of what a worker could have: while its rows hold more than that, a table without room is not to blame."""
 
 
 @dataclass
@@ -32,9 +34,10 @@ class Budget:
         return max(LEAST_CHUNK_BYTES, min(MOST_CHUNK_BYTES, self.limit_bytes // CHUNKS))
 
     @property
-    def full(self) -> bool:
-        """Whether there is no room, whoever has it."""
-        return self.free_bytes < SPARE_SHARE * self.total_bytes or self.held_bytes > self.limit_bytes
+    def crowded(self) -> bool:
+        """Whether it may be other rows, or others, that leave a table no room."""
+        mine = self.held_bytes > CROWDED_SHARE * (self.held_bytes + self.free_bytes)
+        return mine or self.free_bytes < SPARE_SHARE * self.total_bytes
 
     @property
     def now_bytes(self) -> int:

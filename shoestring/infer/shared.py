@@ -17,6 +17,8 @@ from shoestring.base.errors import InferError
 SHARED = Path("/dev/shm")
 LEAST_BYTES = 256 << 20
 """With less than that free, shared memory is left alone (containers often have 64 MiB of it)."""
+NO_ROOM = "no room in shared memory for"
+"""How the error of a table that does not fit begins: other rows may be why, not its own."""
 _PREFIX = "shoestring-rows"
 _NAME = re.compile(rf"{_PREFIX}-(\d+)-(\d+)-\w+")
 _LOCK = ".lock"
@@ -79,7 +81,7 @@ class Segments:
             path.unlink(missing_ok=True)
             if error.errno in _NO_ROOM or "No space left" in str(error):
                 raise MemoryError(
-                    f"no room for {table.nbytes:,} bytes of rows in {self.folder.parent}"
+                    f"{NO_ROOM} {table.nbytes:,} bytes of rows in {self.folder.parent}"
                 ) from error
             raise
 

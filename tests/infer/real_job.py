@@ -25,7 +25,7 @@ from shoestring.infer.nursery import Nursery
 from shoestring.infer.placement import budget_for, look, outfits
 from shoestring.infer.shared import Segments
 from shoestring.infer.wire import InferPayload
-from tests.infer.fakes import FakeSeat
+from tests.infer.fake_seat import FakeSeat
 
 STAGES = '''
 import os, signal, time

@@ -13,7 +13,7 @@ from shoestring.data.output_state import Staged
 from shoestring.fleet import messages as m
 from shoestring.fleet.shard_messages import PoolChange
 from shoestring.infer.desk import BackDesk, Desk, News, Over, Settled, State
-from tests.infer.fakes import FakeSeat
+from tests.infer.fake_seat import FakeSeat
 
 STATE = State((), 0, "")
 

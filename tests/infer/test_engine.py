@@ -234,9 +234,9 @@ def test_a_shard_larger_than_the_budget_goes_through() -> None:
 
 
 def test_full_shared_memory_is_no_items_fault() -> None:
-    found = scene(one(StageAct(item_s=0.01)), 600, shard_rows=100)
+    found = scene(one(StageAct(item_s=0.01)), 600, shard_rows=100, budget_bytes=2000 * MB, batch=40)
     found.world.item_bytes, found.world.most_items = 4 * MB, 240  # of 1000 MB, 10 % of them left to others
-    assert found.run()
+    assert found.run(most_s=2000.0)
     check(found, 600)
     assert ("shared memory is full" in {reason for _, reason in found.seat.backs}) and found.seat.done_leases
 
