@@ -176,7 +176,9 @@ def _measure(quick: bool) -> dict[str, Any]:
     model = model_of(quick)
     useful = sum(row.tokens for row in rows)
     sequences, cache_tokens = 64, 64 * 256
-    settings = [Setting(batch, by) for batch in ((8, 16) if quick else (8, 16, 32)) for by in (False, True)]
+    settings = [
+        Setting(batch, by) for batch in ((8, 16) if quick else (4, 8, 16, 32)) for by in (False, True)
+    ]
     part = rows if quick else rows[: len(rows) // 2]
     chosen = {
         setting.name: sum(row.tokens for row in part) / _timed(setting.run, model, part)[1]

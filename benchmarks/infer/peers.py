@@ -21,11 +21,11 @@ SEED = 5
 QUOTAS = (0.55, 0.55, 0.14)
 """Cores of the processes that compute, where one is slow: a quarter of the others."""
 RAY_TRIES: tuple[dict[str, Any], ...] = (
-    {"batch": 64, "blocks": 24},
     {"batch": 64, "blocks": 96},
+    {"batch": 64, "blocks": 24, "v2": True, "repartition": 96},
+    {"batch": 64, "blocks": 24},
     {"batch": 16, "blocks": 200, "in_flight": 1},
     {"batch": 64, "blocks": 96, "in_flight": 1},
-    {"batch": 64, "blocks": 96, "in_flight": 8},
     {"batch": 64, "blocks": 96, "cpus": 2, "actor_cpus": 0.5},
 )
 POOL_TRIES: tuple[dict[str, Any], ...] = ({"chunk": 0}, {"chunk": 64}, {"chunk": 16})
