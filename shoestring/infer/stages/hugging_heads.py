@@ -204,7 +204,7 @@ class ImageClasses:
         good = [row for row in range(len(batch)) if row not in errors]
         logits = np.zeros((len(batch), self._model.config.num_labels), np.float32)
         if good:
-            scaled = pixels[good].astype(np.float32) / np.float32(255)
+            scaled: Array = pixels[good].astype(np.float32) / np.float32(255)
             scaled = (scaled - np.array(self._look.mean, np.float32)) / np.array(self._look.std, np.float32)
             ready = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
             ready = ready.to(self._model.device, self._model.dtype)
@@ -216,7 +216,7 @@ class ImageClasses:
             # Only here: whoever brings pixels needs no Pillow.
             from shoestring.infer.stages.images import ImagesOptions, ImagesStage
 
-            side = getattr(self._model.config, "image_size", None)
+            side = told(self._model.config, "image_size")
             size = self._look.size or _size(side) or (224, 224)
             self._decode = ImagesStage(ImagesOptions(column=self._column, size=size))
         answer = self._decode(batch)
@@ -301,12 +301,17 @@ class StaticGeneration:
         return tokens
 
 
+def told(model_config: Any, name: str) -> Any:
+    """What a model's configuration says; None: nothing."""
+    return getattr(model_config, name) if hasattr(model_config, name) else None
+
+
 def _classes(logits_BC: Array, config: Any, scores: bool) -> dict[str, Any]:
     """Columns of a classification; a model of one label gives its number as it is."""
     if logits_BC.shape[1] == 1:
         return {"score": logits_BC[:, 0]}
     logits = torch.from_numpy(logits_BC)
-    several = getattr(config, "problem_type", None) == "multi_label_classification"
+    several = told(config, "problem_type") == "multi_label_classification"
     chance = (logits.sigmoid() if several else logits.softmax(-1)).numpy()
     best = chance.argmax(-1)
     columns = {

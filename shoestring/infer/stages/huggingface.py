@@ -212,6 +212,6 @@ def _codec(model: Any, tokenizer: Any, chat: bool) -> Codec:
 def _longest(model: Any, tokenizer: Any, max_tokens: int) -> int:
     """Tokens that a text is cut to."""
     config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = heads.told(config, "max_position_embeddings")
     bounds = [bound for bound in (max_tokens, positions, tokenizer.model_max_length) if bound]
     return int(min(bounds)) if bounds else 512

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,7 @@ def _module_file(module: str) -> Path | None:
 def _check_onnx(path: Path) -> None:
     """An ONNX file is one protobuf message whose field 7 is the graph."""
     _no_folder(path)
-    fields = set()
+    fields: set[int] = set()
     size = path.stat().st_size
     with path.open("rb") as file:
         while file.tell() < size:
@@ -207,7 +208,7 @@ def _check_onnx(path: Path) -> None:
             raise ConfigError(f"{path} is no ONNX model{_look(path)}", "give a whole ONNX file")
 
 
-def _varint(read: Any) -> int | None:
+def _varint(read: Callable[[int], bytes]) -> int | None:
     value = shift = 0
     while shift < 64:
         byte = read(1)
