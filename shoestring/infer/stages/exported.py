@@ -169,8 +169,8 @@ def _suspects(archive: zipfile.ZipFile) -> Iterator[str]:
             for key, entry in json.loads(archive.read(name))["config"].items():
                 if entry["use_pickle"] or not re.match(r"(weight|tensor)_\d+$", entry["path_name"]):
                     yield f"{key} is kept as a pickle"
-        if re.fullmatch(r"data/sample_inputs/.*\.pt", inner) and not _plain(archive.read(name)):
-            yield "its sample inputs are a pickle of more than tensors"
+        if re.fullmatch(r"data/sample_inputs/.*\.pt", inner) and (why := _hidden(archive.read(name))):
+            yield f"its sample inputs are a pickle of more than tensors ({why})"
         if inner.startswith("models/"):
             yield from _odd_words(json.loads(archive.read(name)))
 
@@ -194,16 +194,15 @@ def _odd_words(tree: Any) -> Iterator[str]:
                     below.append(value)
 
 
-def _plain(data: bytes) -> bool:
-    """Whether torch can load this without running code; else torch.export.load would run it."""
+def _hidden(data: bytes) -> str:
+    """Why torch cannot load this without running code; else torch.export.load would run it. Empty: it can."""
     if not data:
-        return True
+        return ""
     try:
         torch.load(io.BytesIO(data), weights_only=True)
-    # Which exception it is says nothing: torch.export falls back to unpickling for each.
-    except Exception:  # noqa: BLE001
-        return False
-    return True
+    except Exception as error:  # noqa: BLE001  torch.export falls back to unpickling whichever it is
+        return str(error).strip().splitlines()[0]
+    return ""
 
 
 def _loaded(path: Path) -> Any:
