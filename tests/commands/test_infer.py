@@ -307,6 +307,48 @@ def test_a_full_sink_is_told_and_with_room_the_job_goes_on(tmp_path: Path, small
     assert len(rows(tmp_path)) == 1000
 
 
+def processes_of(folder: Path) -> list[int]:
+    """Those whose command line names a folder."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:  # it has ended
+                continue
+            if str(folder).encode() in line:
+                found.append(int(entry.name))
+    return found
+
+
+@pytest.mark.faults
+def test_the_same_command_goes_on_after_a_kill_and_nobody_is_left_meanwhile(tmp_path: Path) -> None:
+    write_stage(tmp_path)
+    write_csv(tmp_path / "data" / "a.csv", range(300))
+    slow = '[{uses="%s:Scale", options={slow_s=0.01}, batch=5}]'.replace("%s", str(tmp_path / "stages.py"))
+    command = words(tmp_path, "--set", "shards.rows=20", "--set", f"stages={slow}")
+    process = start_shoestring(*command)
+    for _ in range(1200):
+        if list((tmp_path / "out").glob("part-*")) or process.poll() is not None:
+            break
+        time.sleep(0.05)
+    process.kill()
+    process.communicate(timeout=100)
+    for _ in range(1200):
+        if not processes_of(tmp_path):
+            break
+        time.sleep(0.05)
+    assert processes_of(tmp_path) == []
+    before = {path.name for path in (tmp_path / "out").glob("part-*")}
+    assert before and len(rows(tmp_path)) < 300
+    done = here(*command)
+    assert done.exit_code == 0, done.output
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+    assert before <= {path.name for path in (tmp_path / "out").glob("part-*")}
+    found = rows(tmp_path)
+    assert len(found) == 300 and all(row["scaled"] == 2 * row["x"] for row in found.values())
+
+
 @pytest.mark.faults
 def test_files_that_vanish_or_change_meanwhile_cost_their_own_rows(tmp_path: Path) -> None:
     """Interrupted by Ctrl-C in its middle, too, and gone on with: each row is there once."""
