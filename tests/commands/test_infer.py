@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from shoestring.base.errors import ConfigError
 from shoestring.base.record import read_events
+from shoestring.commands.infer import job_config
 from shoestring.infer import Pipeline
 from tests.commands.infer_jobs import here, infer, output, rows, words, write_csv, write_stage
 from tests.commands.journeys import shoestring, start_shoestring
@@ -159,6 +161,36 @@ def test_nothing_to_do_is_told(tmp_path: Path) -> None:
     write_csv(tmp_path / "data" / "a.csv", range(10))
     done = here("infer", "--source", str(tmp_path / "data"), "--output", str(tmp_path / "out"), "--json")
     assert done.exit_code == 2 and "no stage" in json.loads(done.stdout)["error"]["what"]
+
+
+def test_settings_of_a_file_are_laid_over_by_the_words_of_the_command_line(tmp_path: Path) -> None:
+    job, more = tmp_path / "job.toml", tmp_path / "more.toml"
+    job.write_text(
+        """
+        job = "infer"
+        sink = {path = "from-file", format = "jsonl"}
+        source.files = ["a.csv"]
+        [[stages]]
+        uses = "models.py:Detect"
+        batch = 4
+        [[stages]]
+        uses = "models.py:Classify"
+        after = "detect"
+        """
+    )
+    more.write_text("[shards]\nrows = 9\n")
+    found = job_config(job, (), (), "elsewhere", ("limits.bug_rows=2",), (more,))
+    assert found.sink.path == "elsewhere" and found.sink.format == "jsonl"
+    assert found.source.files == ("a.csv",) and found.shards.rows == 9 and found.limits.bug_rows == 2
+    assert [(one.uses, one.batch, one.after) for one in found.stages] == [
+        ("models.py:Detect", 4, ""),
+        ("models.py:Classify", 0, "detect"),
+    ]
+    replaced = job_config(job, ("b.csv", "c.csv"), ("other.py:Model",), "", (), ())
+    assert replaced.source.files == ("b.csv", "c.csv") and len(replaced.stages) == 1
+    more.write_text('job = "pretrain"')
+    with pytest.raises(ConfigError, match="is of a job 'pretrain'"):
+        job_config(job, (), (), "", (), (more,))
 
 
 def test_not_a_number_is_kept_and_counted(tmp_path: Path) -> None:
