@@ -37,7 +37,9 @@ def fitted(table: pa.Table, schema: pa.Schema) -> tuple[pa.Table, Errors]:
 
 def fitted_column(column: pa.ChunkedArray, kind: pa.DataType) -> tuple[pa.ChunkedArray, Errors]:
     """A column in another type: values that do not fit are null, with why, by place."""
-    chunks, errors, at = [], {}, 0
+    chunks: list[pa.Array] = []
+    errors: Errors = {}
+    at = 0
     for chunk in column.chunks:
         pieces, bad = _pieces(chunk, kind)
         chunks += pieces

@@ -177,7 +177,7 @@ def text_column(sink: SinkConfig, schema: pa.Schema) -> str:
             f"sink.format is text, which is one column as lines, and {what}",
             f"set sink.text to one of: {', '.join(names)}",
         )
-    return names[0]
+    return str(names[0])
 
 
 def plain(table: pa.Table) -> pa.Table:
@@ -243,7 +243,7 @@ def _line(value: Any) -> str:
 
 
 def _image_place(sink: SinkConfig, schema: pa.Schema) -> int:
-    place = schema.get_field_index(sink.image)
+    place: int = schema.get_field_index(sink.image)
     kind = schema.field(place).type if place >= 0 else None
     if kind is None or not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
         what = f"is {kind}, not bytes" if kind is not None else "is not there"

@@ -163,7 +163,7 @@ class SqlStore:
             sa.Column("key", sa.String(64), primary_key=True),
             sa.Column("value", sa.LargeBinary, nullable=False),
         )  # fmt: skip
-        self._tables = {
+        self._by_name = {
             name: sa.Table(
                 f"{self._address.prefix}{name}", self._metadata,
                 *(
@@ -183,7 +183,7 @@ class SqlStore:
         self._step = self._take.where(meta.c.value == sa.bindparam("old"))
         self._delete: dict[str, _Statement] = {}
         self._insert: dict[str, _Statement] = {}
-        for name, table in (*self._tables.items(), (META, meta)):
+        for name, table in (*self._by_name.items(), (META, meta)):
             delete = sa.delete(table).where(_key(table) == sa.bindparam("k"))
             self._delete[name] = _Statement(delete, ("k",), dialect)
             self._insert[name] = _Statement(sa.insert(table), tuple(table.columns.keys()), dialect)
@@ -210,7 +210,7 @@ class SqlStore:
                     self._insert[META].run(connection, [(OWNER, first["new"])])
                 meta = {row.key: bytes(row.value) for row in connection.execute(sa.select(self._meta))}
                 del meta[OWNER]
-                return Claim(owner, meta, {name: _read(connection, t) for name, t in self._tables.items()})
+                return Claim(owner, meta, {name: _read(connection, t) for name, t in self._by_name.items()})
 
         try:
             claim = self._patiently(attempt, databases.is_hopeless)

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.data.postgres import Server, binaries
+from tests.data.postgres import MISSING, Server, binaries
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
     """A server that answers; tests that kill it start it again."""
     if binaries() is None:
-        pytest.skip("no PostgreSQL server is installed (Debian: apt-get install postgresql)")
+        pytest.skip(MISSING)
     server = Server()
     server.start()
     yield server

@@ -21,6 +21,7 @@ import psutil
 import psycopg
 
 PATIENCE_S = 90.0
+MISSING = "no PostgreSQL server is installed (Debian: apt-get install postgresql)"
 SETTINGS = {
     "fsync": "off",  # only processes are killed here, never the machine
     "shared_buffers": "16MB",

@@ -226,8 +226,10 @@ def test_processes_may_die_again_and_again(
             once_at_most(sink, store)
     work(sink, store, files_of_sink(sink.path))
     whole(sink)
+    before = sorted(os.listdir(sink.path))
     work(sink, store, files_of_sink(sink.path))
     whole(sink)
+    assert sorted(os.listdir(sink.path)) == before
 
 
 @pytest.mark.faults
