@@ -84,7 +84,8 @@ def run_ray(job: Job, timeout_s: float, how: dict[str, Any], every_s: float = SA
             settings = {
                 "source": str(job.source), "sink": str(place / "out"), "stage": job.stage, "temp": temp,
                 "options": job.stage_options(place / "diary"), "store_bytes": STORE_BYTES, "batch": job.batch,
-                "blocks": 0, "v2": False, "repartition": 0, "cpus": 4, "actors": job.processes or 2, "actor_cpus": 1, "in_flight": 0,
+                "blocks": 0, "v2": False, "repartition": 0, "cpus": 4,
+                "actors": job.processes or 2, "actor_cpus": 1, "in_flight": 0,
                 "checkpoint": "", "errors": 0, **how,
             }  # fmt: skip
             (place / "ray.json").write_text(json.dumps(settings))

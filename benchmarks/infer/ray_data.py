@@ -44,7 +44,8 @@ def main(settings: dict[str, Any]) -> None:
         )
     if settings["errors"]:
         context.max_errored_blocks = settings["errors"]
-    # The reader that Ray 2.60 takes by itself makes one block of small files, whatever `override_num_blocks` says.
+    # The reader that Ray 2.60 takes by itself makes one block of small files, whatever
+    # `override_num_blocks` says.
     context.use_datasource_v2 = settings["v2"]
     data = ray.data.read_parquet(settings["source"], override_num_blocks=settings["blocks"] or None)
     if settings["repartition"]:

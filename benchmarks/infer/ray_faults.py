@@ -78,7 +78,8 @@ def one(kill: Kill, source: Path) -> Row:
         settings = {
             "source": str(source), "sink": str(place / "out"), "stage": "Wait", "temp": temp,
             "options": {"diary": str(diary), "row_s": faults.ROW_S}, "store_bytes": STORE_BYTES,
-            "batch": faults.BATCH, "blocks": BLOCKS, "v2": False, "repartition": 0, "cpus": 4, "actors": 2, "actor_cpus": 1, "in_flight": 0,
+            "batch": faults.BATCH, "blocks": BLOCKS, "v2": False, "repartition": 0, "cpus": 4,
+            "actors": 2, "actor_cpus": 1, "in_flight": 0,
             "checkpoint": str(place / "checkpoint"), "errors": 0,
         }  # fmt: skip
         (place / "checkpoint").mkdir()

@@ -198,7 +198,7 @@ def _column(
     errors: Mapping[int, str],
     counts: np.ndarray[Any, Any] | None,
 ) -> tuple[pa.Array, dict[int, str]]:
-    """As an array of `out` entries, and what is wrong by place in it. Failed items' values are passed over."""
+    """As an array of `out` entries, and what is wrong by place; failed items' values are passed over."""
     plain = _plain(values)
     length = _length(plain)
     if length != out:

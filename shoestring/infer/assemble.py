@@ -179,7 +179,7 @@ class Shard:
         return rows, [found[row] for row in rows.tolist()]
 
     def _check_all_there(self) -> None:
-        """A row without an error went through every stage: else something was lost, and nobody would see it."""
+        """A row without an error went through every stage: else something was lost unseen."""
         for name, level in self._levels.items():
             lost = ~level.covered
             if name not in self._many:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
 from shoestring.base.clock import Clock, SystemClock
@@ -27,8 +28,6 @@ from shoestring.infer.writing import Writer
 
 LoadStage = Callable[[StageConfig, StageContext], Any]
 """(settings, context) -> a Stage or StreamStage, set up."""
-OTHERWISE = {LOAD: "other", WRITE: "sink"}
-"""Role -> kind of a failure that does not say; of a stage it is `stage`."""
 
 
 def live(
@@ -49,10 +48,10 @@ def live(
         load_stage: for tests; None: `stages.load_stage`.
         clock: for tests.
     """
-    line: Line[Orders] = Line(end, Orders)
+    line: Line[Orders] = Line(end, msgspec.msgpack.Decoder(Orders))
     clock = clock or SystemClock()
     began_s = clock.now()
-    otherwise = OTHERWISE[birth.role] if birth.role in OTHERWISE else "stage"
+    otherwise = "stage" if birth.role.startswith(STAGE) else "other"
     try:
         work = _work(birth, settings, index, clock, load_stage or _load_stage)
     except BaseException as error:  # noqa: BLE001  told to the engine, whatever it is

@@ -384,7 +384,8 @@ class Engine:
         if left and now >= self._until_s + LAST_WORDS_S:
             return True
         # What was staged in vain is removed before we go; the next recovery would do it, too.
-        if not (self._over or left) or self._desk.waiting or self._desk.busy or self._write.busy:
+        leaving = self._over or self._until_s < math.inf
+        if not leaving or self._desk.waiting or self._desk.busy or self._write.busy:
             return False
         if self._desk.untold:
             self._desk.hurry()

@@ -232,7 +232,7 @@ class Streamer:
             self._spent_s = self._spent_cpu_s = 0.0
 
     def _count(self) -> Cost:
-        """Work on many batches at a time is shared out to those that are through: its sum is what was spent."""
+        """Work on many batches at a time is shared out to those that are through; no second counts twice."""
         cost = self._meter.cost()
         self._spent_s += cost.took_s
         self._spent_cpu_s += cost.cpu_s

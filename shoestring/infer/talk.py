@@ -21,16 +21,16 @@ class Gone(Exception):
 
 
 class Line(Generic[T]):
-    """One end; `kind` is the type of what comes in.
+    """One end; `decoder` knows what comes in.
 
     Sending never waits for ever: what comes in meanwhile is taken in, so two sides that send at the same time
     do not block each other.
     """
 
-    def __init__(self, end: socket.socket, kind: type[T]) -> None:
+    def __init__(self, end: socket.socket, decoder: msgspec.msgpack.Decoder[T]) -> None:
         self._end = end
         self._reader = FrameReader(FRAME_LIMIT_BYTES)
-        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._decoder = decoder
         self._ready: list[T] = []
         self._over = False
         end.setblocking(False)

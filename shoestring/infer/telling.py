@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shoestring.base.clock import Clock
-from shoestring.base.errors import ConfigError, InferError, ShoestringError
+from shoestring.base.errors import ConfigError, ShoestringError, SinkError
 from shoestring.infer.wire import Cost, Raised
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")
@@ -70,11 +70,11 @@ def raised(task: int, error: BaseException, otherwise: str) -> Raised:
     """What went wrong with a task, for the engine.
 
     Args:
-        otherwise: its kind where the error does not say: `stage`, `sink` or `other`.
+        otherwise: its kind where the error does not say: `stage` or `other`.
     """
     frames = traceback.extract_tb(error.__traceback__)
     users = [one for one in frames if not one.filename.startswith((*_NOT_USERS, "<"))]
-    place = (users or frames or [None])[-1]
+    place = next(reversed(users or frames), None)
     where = f" at {Path(place.filename).name}:{place.lineno}" if place is not None else ""
     name = type(error).__name__
     ours = isinstance(error, ShoestringError)
@@ -92,14 +92,18 @@ def raised(task: int, error: BaseException, otherwise: str) -> Raised:
 
 
 def kind_of(error: BaseException, otherwise: str) -> str:
-    """`memory`, `config`, or what it is otherwise."""
-    if isinstance(error, ConfigError):
-        return "config"
-    if isinstance(error, InferError):  # what a stage answered makes no sense
-        return "stage" if otherwise == "stage" else "other"
-    no_room = isinstance(error, OSError) and error.errno in _NO_ROOM and otherwise != "sink"
+    """`memory`, `config`, `sink`, or what it is otherwise."""
+    if isinstance(error, ShoestringError):
+        return (
+            "config"
+            if isinstance(error, ConfigError)
+            else "sink"
+            if isinstance(error, SinkError)
+            else otherwise
+        )
+    no_room = isinstance(error, OSError) and error.errno in _NO_ROOM
     text = str(error).lower() if isinstance(error, RuntimeError | OSError) else ""
-    said = any(words in text for words in OUT_OF_MEMORY) and otherwise != "sink"
+    said = any(words in text for words in OUT_OF_MEMORY)
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or no_room or said:
         return "memory"
     return otherwise

@@ -48,9 +48,9 @@ class SqliteLedger(DurableLedger):
 class _Disk(SqlStore):
     def __init__(self, url: str, tables: Tables) -> None:
         super().__init__(url)
-        self._tables = tables
+        self._disk = tables
 
     def write(self, owner: bytes, changes: Changes) -> None:
-        if self._tables.full:
+        if self._disk.full:
             raise LedgerError("cannot write the ledger's store: no space left", "free some space")
         super().write(owner, changes)

@@ -70,7 +70,7 @@ def test_each_row_comes_out_once_where_a_host_dies_and_another_comes(tmp_path: P
         "PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TMPDIR": str(own),  # or later programs on this machine would look for this cluster
         "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "4",
+        "RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "8",
     }  # fmt: skip
     (tmp_path / "stage.py").write_text(STAGE)
     pq.write_table(pa.table({"id": range(ROWS)}), tmp_path / "rows.parquet")

@@ -173,7 +173,9 @@ def test_leaving_gives_back_what_is_not_begun_and_finishes_the_rest() -> None:
     found = scene(one(StageAct(item_s=0.01)), 1000, shard_rows=200)
     assert not found.run(until=lambda: len(found.seat.done_leases) == 1)
     found.seat.orders = m.ShardOrders(20.0, "the machine goes")
+    at_s = found.world.clock.now()
     assert found.run()
+    assert found.world.clock.now() < at_s + 15.0, "it does not wait for the end of its time"
     assert found.seat.backs and all(reason == "the machine goes" for _, reason in found.seat.backs)
     assert len(found.seat.done_leases) >= 2 and not found.seat.leases
     out = found.rows()

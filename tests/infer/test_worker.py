@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow.parquet as pq
 import pytest
 
+from shoestring.base.clock import SystemClock
 from shoestring.base.errors import InferError
 from tests.infer.real_job import RealJob, job
 
@@ -137,3 +141,32 @@ def test_what_is_in_hand_goes_back_when_the_machine_goes(begun: Any) -> None:
     found.engine.notice = "told to go (SIGTERM)"
     assert found.run()
     assert found.seat.backs and not found.seat.leases
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_worker_that_goes_is_replaced_and_leaves_nothing(tmp_path: Path, number: int) -> None:
+    """The whole job, as a user starts it: killed, or told to go, once its first files are there."""
+    job(tmp_path, 12_000, [{"uses": "Slow"}])
+    command = [
+        sys.executable, "-m", "shoestring", "infer", "--stage", f"{tmp_path}/made.py:Slow",
+        "--source", f"{tmp_path}/*.parquet", "--output", str(tmp_path / "out"),
+        "--runs-dir", str(tmp_path / "runs"), "--set", "shards.rows=500", "--name", "x", "--json",
+    ]  # fmt: skip
+    with (tmp_path / "told").open("wb") as told:
+        run = psutil.Popen(command, stdout=told, stderr=told, cwd=Path(__file__).parents[2])
+    clock = SystemClock()
+    end_s = clock.now() + 100.0
+    while not list((tmp_path / "out").glob("part-*")):
+        assert run.poll() is None and clock.now() < end_s, (tmp_path / "told").read_text()
+        clock.sleep(0.05)
+    worker = next(one for one in run.children() if one.children())  # the coordinator has none
+    shared = {name for name in os.listdir("/dev/shm") if f"-{worker.pid}-" in name}
+    family = worker.children(recursive=True)
+    worker.send_signal(number)
+    assert run.wait(100.0) == 0, (tmp_path / "told").read_text()
+    rows = pq.read_table(sorted(map(str, (tmp_path / "out").glob("part-*")))).sort_by("x")
+    assert rows["x"].to_pylist() == list(range(12_000)) and rows["error"].null_count == 12_000
+    assert rows["y"].to_pylist() == [2 * at for at in range(12_000)]
+    assert not [one for one in family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    assert shared and not shared & set(os.listdir("/dev/shm"))
