@@ -8,11 +8,12 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Literal, Protocol, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError
 from shoestring.infer.blame import Failure
+from shoestring.infer.kid import Kid, KidEnd, Kids
 from shoestring.infer.wire import Orders, Predicted, Raised, Replies, Up
 
 SETUP_DEATHS = 3
@@ -25,67 +26,6 @@ LEAK_SHARE = 0.25
 
 T = TypeVar("T")
 State = Literal["setup", "ready", "leaving", "stopping"]
-
-
-@dataclass(frozen=True)
-class KidEnd:
-    """How a child process ended: exit code (-N: signal N), and its last words or the tail of its log."""
-
-    code: int
-    words: str
-
-
-class Kid(Protocol):
-    """A child process, from outside."""
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        ...
-
-    def fileno(self) -> int:
-        """Readable once it has said something or has ended."""
-        ...
-
-    def send(self, order: Orders) -> None:
-        """Give it an order. One that has ended ignores it."""
-        ...
-
-    def receive(self) -> tuple[list[Replies], KidEnd | None]:
-        """What it has said since, and how it ended, if it did: then nothing more comes. Never waits."""
-        ...
-
-    def stop(self) -> None:
-        """Ask it to end; it has nothing to do."""
-        ...
-
-    def kill(self) -> None:
-        """SIGKILL."""
-        ...
-
-
-class Kids(Protocol):
-    """Who makes child processes, and waits for them."""
-
-    def start(self, pool: str, device: str) -> Kid:
-        """A new one.
-
-        Raises:
-            FleetError: there can be none.
-        """
-        ...
-
-    def wait(self, kids: list[Kid], timeout_s: float) -> list[Kid]:
-        """Those of `kids` that have said something or ended, once there is one or the time is over."""
-        ...
-
-    def memory_bytes(self, pid: int) -> int:
-        """Of a process's own, without what it shares; 0: not known."""
-        ...
-
-    def close(self) -> None:
-        """End all that are left, at once."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -149,11 +89,12 @@ class Member(Generic[T]):
 
 @dataclass(frozen=True)
 class Came(Generic[T]):
-    """A process has answered a task."""
+    """A process has answered a task, which (`swollen`) has made it larger than it may be."""
 
     member: Member[T]
     task: Task[T]
     reply: Replies
+    swollen: bool = False
 
 
 @dataclass(frozen=True)
@@ -222,6 +163,7 @@ class Crew(Generic[T]):
         self._kids = kids
         self._clock = clock
         self._devices = devices
+        self._replaced: list[str] = []
         self._pools: dict[str, _Roster[T]] = {
             pool: _Roster(one, shares[pool] if pool in shares else 0.0) for pool, one in bounds.items()
         }
@@ -323,7 +265,6 @@ class Crew(Generic[T]):
         """Give a task."""
         if not member.tasks:
             member.since_s = member.occupied_from_s = now
-            member.base_bytes = member.memory_bytes
         member.tasks.append(task)
         if member.room > 0:
             member.room = max(0, member.room - task.items)
@@ -350,6 +291,7 @@ class Crew(Generic[T]):
             roster.deaths, roster.ever_ready = 0, True
             member.streams, member.setup_s = reply.streams, reply.took_s
             member.room = member.capacity = reply.room
+            member.memory_bytes = member.base_bytes = self._kids.memory_bytes(member.kid.pid)
             if member.state == "setup":
                 member.state = "ready"
             return [Ready(member)]
@@ -366,9 +308,8 @@ class Crew(Generic[T]):
             # It does not know yet of what was sent to it meanwhile.
             held = sum(one.items for one in member.tasks)
             member.room = max(0, min(reply.room, member.capacity - held))
-        if not isinstance(reply, Raised):
-            member.base_bytes = max(member.base_bytes, member.memory_bytes)
-        return [Came(member, task, reply)]
+        swollen = not isinstance(reply, Up | Raised) and self._weigh(member, reply.cost.memory_bytes, False)
+        return [Came(member, task, reply, swollen)]
 
     def _ended(self, member: Member[T], end: KidEnd, now: float) -> list[Event[T]]:
         roster = self._pools[member.pool]
@@ -403,23 +344,29 @@ class Crew(Generic[T]):
 
     def watch_memory(self) -> list[str]:
         """Look what each holds. One above its ceiling is killed where its task has brought it there, else
-        replaced once that is through; returns whom this is done to, in words."""
-        told = []
+        replaced once that is through; returns who was replaced since this was asked last, in words."""
         for one in self.all():
-            one.memory_bytes = self._kids.memory_bytes(one.kid.pid)
-            ceiling = self._pools[one.pool].bounds.memory_bytes
-            verdict = over(one.memory_bytes, one.base_bytes, ceiling, bool(one.tasks))
-            if one.doom is not None or one.after or one.state not in ("ready", "leaving") or not verdict:
-                continue
-            held = f"holds {one.memory_bytes / 1e6:.0f} of {ceiling / 1e6:.0f} MB"
-            if verdict == "batch":
-                self._kill(one, Failure("memory", "does not fit into memory", "", held))
-            else:
-                one.after = f"{one.pool}: a process {held}: replaced"
-                one.state = "leaving"
-                self._pools[one.pool].restarts += 1
-                told.append(one.after)
+            self._weigh(one, self._kids.memory_bytes(one.kid.pid), bool(one.tasks))
+        told, self._replaced = self._replaced, []
         return told
+
+    def _weigh(self, one: Member[T], memory_bytes: int, at_work: bool) -> bool:
+        """See `watch_memory`; whether it was a task, which is over, that has made it too large."""
+        one.memory_bytes = memory_bytes
+        ceiling, base_bytes = self._pools[one.pool].bounds.memory_bytes, one.base_bytes
+        if not at_work:
+            one.base_bytes = memory_bytes
+        verdict = over(memory_bytes, base_bytes, ceiling)
+        if not verdict or one.doom is not None or one.after or one.state not in ("ready", "leaving"):
+            return False
+        held = f"holds {memory_bytes / 1e6:.0f} of {ceiling / 1e6:.0f} MB"
+        if verdict == "batch" and at_work:
+            self._kill(one, Failure("memory", "does not fit into memory", "", held))
+            return False
+        one.after, one.state = f"{one.pool}: a process {held}: replaced", "leaving"
+        self._pools[one.pool].restarts += 1
+        self._replaced.append(one.after)
+        return verdict == "batch"
 
     def _kill(self, member: Member[T], failure: Failure) -> None:
         member.doom = failure
@@ -436,9 +383,7 @@ class Crew(Generic[T]):
         self._kids.close()
 
 
-def over(
-    memory_bytes: int, base_bytes: int, ceiling_bytes: int, at_work: bool
-) -> Literal["", "batch", "leak"]:
+def over(memory_bytes: int, base_bytes: int, ceiling_bytes: int) -> Literal["", "batch", "leak"]:
     """Whether a process holds too much, and why: its batch, or what it has gathered before.
 
     Args:
@@ -446,9 +391,7 @@ def over(
     """
     if not ceiling_bytes or memory_bytes <= ceiling_bytes:
         return ""
-    grown = memory_bytes - base_bytes
-    far = memory_bytes > (1 + LEAK_SHARE) * ceiling_bytes
-    return "batch" if at_work and (far or grown >= LEAK_SHARE * ceiling_bytes) else "leak"
+    return "batch" if memory_bytes - base_bytes >= LEAK_SHARE * ceiling_bytes else "leak"
 
 
 def place(devices: tuple[str, ...], taken: list[tuple[str, float]]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from shoestring.base.clock import Clock
 from shoestring.base.errors import InferError
@@ -18,10 +18,12 @@ from shoestring.data.output_state import Staged
 from shoestring.fleet.shard_messages import PoolChange, Shard, ShardOrders
 from shoestring.infer.bench import Bench, Broken, Lane
 from shoestring.infer.blame import Failure
-from shoestring.infer.config import ROWS, InferConfig, StageConfig
-from shoestring.infer.crew import Bounds, Came, Crew, Event, Gone, Hopeless, Kids, Member, Ready, failure_of
+from shoestring.infer.config import ROWS, InferConfig
+from shoestring.infer.crew import Came, Crew, Event, Gone, Hopeless, Member, Ready, failure_of
 from shoestring.infer.desk import BrokenTold, News, Over, Settled, Speaker, State
 from shoestring.infer.graph import Graph
+from shoestring.infer.kid import Kids
+from shoestring.infer.layout import Setting, bounds_of, plans_of, shares_of
 from shoestring.infer.load_lane import LoadLane
 from shoestring.infer.pools import Decide, Now, PoolPlan, Pools
 from shoestring.infer.pressure import Budget
@@ -44,33 +46,6 @@ MOST_ITEMS = 1 << 16
 PROVEN_TIMES = 16
 """A stage that has worked in the trial must fail with so many times `bug_rows` rows to be called buggy: a bad
 file at the beginning is more likely then."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What an engine is told beside the job's settings.
-
-    Attributes:
-        who: this process, for the names of staged files.
-        cores: that it may use.
-        devices: `cuda:0` and so on; empty: stages compute on CPUs.
-        chunk_rows: rows that a loader reads at a time.
-        batches: stage -> items of the first batches.
-        processes: pool -> processes to begin with.
-        proven: stages that have worked in the trial.
-        rows: of the source.
-        one_by_one: only one pool works at a time, so that nobody's time is another's (of a trial).
-    """
-
-    who: str
-    cores: float
-    devices: tuple[str, ...] = ()
-    chunk_rows: int = 1024
-    batches: Mapping[str, int] = field(default_factory=dict)
-    processes: Mapping[str, int] = field(default_factory=dict)
-    proven: frozenset[str] = frozenset()
-    rows: int = 0
-    one_by_one: bool = False
 
 
 @dataclass
@@ -118,9 +93,9 @@ class Engine:
         now = self._clock.now()
         segments = Segments(tools.remove)
         after = {name: node.parent for name, node in graph.nodes.items()}
-        plans = _plans(config, graph, setting)
+        plans = plans_of(config, graph, setting)
         self._crew: Crew[object] = Crew(
-            tools.kids, self._clock, _bounds(config, graph), _shares(graph, setting), setting.devices
+            tools.kids, self._clock, bounds_of(config, graph), shares_of(graph, setting), setting.devices
         )
         self._pools = Pools(plans, config.pools, setting.cores, tools.decide, now)
         # Without a trial, or in it, a writer has to see what types there are.
@@ -253,6 +228,8 @@ class Engine:
     def _happened(self, event: Event[object], now: float) -> None:
         if isinstance(event, Came):
             self._tools.saw(event.member, event.task.order, event.reply)
+            if event.swollen and event.member.pool in self._stages and event.task.items > 1:
+                self._stages[event.member.pool].sizes.too_large(event.task.items)
             lane = self._lanes[event.member.pool]
             if isinstance(event.reply, Raised) and NO_ROOM in event.reply.text and self._is_full(now):
                 lane.spared(event.task)
@@ -456,41 +433,3 @@ class Engine:
         if parent == ROWS:
             return not self._load.busy and not self._bench.shards.unread
         return not self._stages[parent].busy and self._dry(parent)
-
-
-def _plans(config: InferConfig, graph: Graph, setting: Setting) -> tuple[PoolPlan, ...]:
-    """All pools in the order of the flow."""
-
-    def count(name: str, wanted: int) -> int:
-        return wanted or (setting.processes[name] if name in setting.processes else 1)
-
-    load, write = config.pools.load, config.pools.write
-    plans = [PoolPlan("load", "load", ROWS, count("load", load), load > 0)]
-    for name, node in graph.nodes.items():
-        wanted = node.config.processes
-        parent = "load" if node.parent == ROWS else node.parent
-        share = _share(node.config, setting)
-        most = max(1, len(setting.devices) * int(1.0 / share + 1e-9)) if share else 0
-        first = min(count(name, wanted), most) if most and not wanted else count(name, wanted)
-        plans.append(PoolPlan(name, "stage", parent, first, wanted > 0, most))
-    plans.append(PoolPlan("write", "write", "load", count("write", write), write > 0))
-    return tuple(plans)
-
-
-def _bounds(config: InferConfig, graph: Graph) -> dict[str, Bounds]:
-    limits = config.limits
-    own = Bounds(limits.hang_s, limits.setup_s, limits.memory_bytes)
-    stages = {
-        name: Bounds(node.config.hang_s or limits.hang_s, limits.setup_s, node.config.memory_bytes)
-        for name, node in graph.nodes.items()
-    }
-    return {"load": own, **stages, "write": own}
-
-
-def _share(stage: StageConfig, setting: Setting) -> float:
-    """Part of a GPU that one of its processes has; 0: it computes on CPUs."""
-    return stage.device_share if setting.devices and stage.device != "cpu" else 0.0
-
-
-def _shares(graph: Graph, setting: Setting) -> dict[str, float]:
-    return {name: _share(node.config, setting) for name, node in graph.nodes.items()}

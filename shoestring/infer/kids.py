@@ -15,7 +15,7 @@ from shoestring.base.errors import FleetError, InferError, TransportError
 from shoestring.fleet.frames import FrameReader, pack_frame
 from shoestring.infer import nursery as nest
 from shoestring.infer.births import LOAD, STAGE, WRITE
-from shoestring.infer.crew import Kid, KidEnd
+from shoestring.infer.kid import Kid, KidEnd
 from shoestring.infer.talk import FRAME_LIMIT_BYTES
 from shoestring.infer.wire import Orders, Replies
 
@@ -112,7 +112,7 @@ class NurseryKids:
 
 
 class _Held:
-    """One child: see `crew.Kid`."""
+    """One child: see `kid.Kid`."""
 
     def __init__(
         self,

@@ -26,9 +26,10 @@ from shoestring.fleet.shard_messages import PoolChange
 from shoestring.infer.config import ROWS, InferConfig
 from shoestring.infer.crew import Member
 from shoestring.infer.desk import Desk
-from shoestring.infer.engine import FIRST_BATCH, MOST_ITEMS, Engine, Setting, Tools
+from shoestring.infer.engine import FIRST_BATCH, MOST_ITEMS, Engine, Tools
 from shoestring.infer.graph import Graph
 from shoestring.infer.kids import NurseryKids, Outfit
+from shoestring.infer.layout import Setting
 from shoestring.infer.nursery import Nursery
 from shoestring.infer.placement import budget_for, devices_of, look
 from shoestring.infer.rehearsal import Rehearsal, StageCost

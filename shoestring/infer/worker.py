@@ -20,9 +20,10 @@ from shoestring.fleet.seat import DismissedError
 from shoestring.fleet.shard_seat import ShardSeat
 from shoestring.infer.config import InferConfig
 from shoestring.infer.desk import BackDesk, Desk
-from shoestring.infer.engine import Engine, Setting, Tools
+from shoestring.infer.engine import Engine, Tools
 from shoestring.infer.graph import Graph
 from shoestring.infer.kids import NurseryKids
+from shoestring.infer.layout import Setting
 from shoestring.infer.nursery import Nursery
 from shoestring.infer.placement import budget_for, devices_of, look, outfits
 from shoestring.infer.shared import Segments

@@ -12,16 +12,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from shoestring.base.clock import FakeClock
 from shoestring.control.pools import PoolsConfig, PoolState, Resize
 from shoestring.data.output_state import Staged
 from shoestring.data.row_index import RowSourceConfig
 from shoestring.infer.config import InferConfig, LimitsConfig, ShardsConfig, StageConfig
-from shoestring.infer.crew import KidEnd
 from shoestring.infer.desk import Desk
-from shoestring.infer.engine import Engine, Setting, Tools
+from shoestring.infer.engine import Engine, Tools
 from shoestring.infer.graph import Graph
+from shoestring.infer.kid import KidEnd
+from shoestring.infer.layout import Setting
 from shoestring.infer.pressure import Budget
 from shoestring.infer.shared import NO_ROOM
 from shoestring.infer.wire import (
@@ -322,7 +324,9 @@ class FakeKid:
         elif isinstance(order, Load):
             self._replies.append(world.load(order))
         elif isinstance(order, Predict):
-            self._replies.append(world.predict(self.pool, order, self._took_s(order)))
+            reply = world.predict(self.pool, order, self._took_s(order))
+            cost = replace(reply.cost, memory_bytes=self.memory_bytes)
+            self._replies.append(replace(reply, cost=cost))
         elif isinstance(order, Write):
             self._replies.append(world.write(order))
         elif isinstance(order, Discard):

@@ -18,9 +18,10 @@ from shoestring.data.row_index import RowIndex, RowSourceConfig
 from shoestring.data.sink_config import SinkConfig
 from shoestring.infer.config import InferConfig, LimitsConfig, ShardsConfig, StageConfig
 from shoestring.infer.desk import Desk
-from shoestring.infer.engine import Engine, Setting, Tools
+from shoestring.infer.engine import Engine, Tools
 from shoestring.infer.graph import Graph
 from shoestring.infer.kids import NurseryKids
+from shoestring.infer.layout import Setting
 from shoestring.infer.nursery import Nursery
 from shoestring.infer.placement import budget_for, look, outfits
 from shoestring.infer.shared import Segments

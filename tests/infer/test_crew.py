@@ -13,7 +13,6 @@ from shoestring.infer.crew import (
     Event,
     Gone,
     Hopeless,
-    KidEnd,
     Ready,
     Task,
     failure_of,
@@ -21,6 +20,7 @@ from shoestring.infer.crew import (
     over,
     place,
 )
+from shoestring.infer.kid import KidEnd
 from shoestring.infer.wire import Cost, Loaded, Orders, Predict, Predicted, Raised, Replies, Up
 
 MB = 1 << 20
@@ -109,8 +109,8 @@ class Stage:
         return bool(able)
 
 
-def done(number: int, room: int = -1) -> Predicted:
-    return Predicted(number, 1, 1, b"", {}, Cost(1.0, 0.5, MB), room)
+def done(number: int, room: int = -1, memory_bytes: int = MB) -> Predicted:
+    return Predicted(number, 1, 1, b"", {}, Cost(1.0, 0.5, memory_bytes), room)
 
 
 def test_it_starts_stops_and_gives_tasks_to_who_has_least() -> None:
@@ -247,36 +247,36 @@ def test_a_machine_without_room_for_a_process_is_asked_again_and_then_given_up()
 
 
 def test_memory_is_the_batch_or_a_leak() -> None:
-    assert over(90 * MB, 0, 100 * MB, True) == "" and over(900 * MB, 0, 0, True) == ""
-    assert (
-        over(101 * MB, 95 * MB, 100 * MB, True) == "leak"
-        and over(101 * MB, 10 * MB, 100 * MB, False) == "leak"
-    )
-    assert (
-        over(101 * MB, 70 * MB, 100 * MB, True) == "batch"
-        and over(130 * MB, 99 * MB, 100 * MB, True) == "batch"
-    )
+    assert over(90 * MB, 0, 100 * MB) == "" and over(900 * MB, 0, 0) == ""
+    assert over(101 * MB, 95 * MB, 100 * MB) == "leak" and over(130 * MB, 110 * MB, 100 * MB) == "leak"
+    assert over(101 * MB, 70 * MB, 100 * MB) == "batch"
 
 
-def test_a_batch_that_is_too_large_is_killed_and_a_leak_replaced_after_it() -> None:
+def test_a_batch_that_is_too_large_is_killed() -> None:
     stage = Stage()
     stage.up()
-    stage.crew.watch_memory()
     stage.give(1)
     stage.kids.memory[0] = 200 * MB
     assert stage.crew.watch_memory() == []
     (gone,) = stage.crew.wait(0.0)
     assert isinstance(gone, Gone) and gone.failure.kind == "memory"
+
+
+@pytest.mark.parametrize(("before", "after", "swollen"), [(99, 101, False), (20, 120, True)])
+def test_what_has_grown_too_large_is_replaced_after_its_task(before: int, after: int, swollen: bool) -> None:
+    stage = Stage()
     stage.up()
-    stage.kids.memory[1] = 99 * MB
-    stage.crew.watch_memory()
+    stage.give(1)
+    stage.kids.made[0].says.append(done(1, memory_bytes=before * MB))
+    stage.crew.wait(0.0)
     stage.give(2)
-    stage.kids.memory[1] = 101 * MB
-    assert len(stage.crew.watch_memory()) == 1
-    stage.kids.made[1].says.append(done(2))
-    assert isinstance(stage.crew.wait(0.0)[0], Came)
+    stage.kids.made[0].says.append(done(2, memory_bytes=after * MB))
+    (came,) = stage.crew.wait(0.0)
+    assert isinstance(came, Came) and came.swollen == swollen
+    (told,) = stage.crew.watch_memory()
+    assert "replaced" in told and stage.crew.watch_memory() == []
     stage.keep(1)
-    assert stage.kids.made[1].stopped and len(stage.kids.made) == 3
+    assert stage.kids.made[0].stopped and len(stage.kids.made) == 2 and not stage.give(3)
 
 
 def test_processes_share_devices_evenly() -> None:

@@ -256,7 +256,7 @@ def test_a_process_that_holds_too_much_is_replaced() -> None:
     assert not found.run(until=lambda: len(found.seat.done_leases) == 1)
     leaky = next(kid for kid in found.kids.made if kid.pool == "a")
     leaky.memory_bytes = 101 * MB
-    found.engine._crew.members("a")[0].base_bytes = 100 * MB
+    found.engine._crew.members("a")[0].base_bytes = 100 * MB  # it has grown there slowly
     assert found.run()
     check(found, 400)
     assert any("holds 106 of 105 MB: replaced" in fault for fault in found.seat.faults)

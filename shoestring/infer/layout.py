@@ -1,0 +1,78 @@
+"""The pools of a worker before anything was measured: how many processes, what they may take (source: ours)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from shoestring.infer.config import ROWS, InferConfig, StageConfig
+from shoestring.infer.crew import Bounds
+from shoestring.infer.graph import Graph
+from shoestring.infer.pools import PoolPlan
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an engine is told beside the job's settings.
+
+    Attributes:
+        who: this process, for the names of staged files.
+        cores: that it may use.
+        devices: `cuda:0` and so on; empty: stages compute on CPUs.
+        chunk_rows: rows that a loader reads at a time.
+        batches: stage -> items of the first batches.
+        processes: pool -> processes to begin with.
+        proven: stages that have worked in the trial.
+        rows: of the source.
+        one_by_one: only one pool works at a time, so that nobody's time is another's (of a trial).
+    """
+
+    who: str
+    cores: float
+    devices: tuple[str, ...] = ()
+    chunk_rows: int = 1024
+    batches: Mapping[str, int] = field(default_factory=dict)
+    processes: Mapping[str, int] = field(default_factory=dict)
+    proven: frozenset[str] = frozenset()
+    rows: int = 0
+    one_by_one: bool = False
+
+
+def plans_of(config: InferConfig, graph: Graph, setting: Setting) -> tuple[PoolPlan, ...]:
+    """All pools in the order of the flow."""
+
+    def count(name: str, wanted: int) -> int:
+        return wanted or (setting.processes[name] if name in setting.processes else 1)
+
+    load, write = config.pools.load, config.pools.write
+    plans = [PoolPlan("load", "load", ROWS, count("load", load), load > 0)]
+    for name, node in graph.nodes.items():
+        wanted = node.config.processes
+        parent = "load" if node.parent == ROWS else node.parent
+        share = _share(node.config, setting)
+        most = max(1, len(setting.devices) * int(1.0 / share + 1e-9)) if share else 0
+        first = min(count(name, wanted), most) if most and not wanted else count(name, wanted)
+        plans.append(PoolPlan(name, "stage", parent, first, wanted > 0, most))
+    plans.append(PoolPlan("write", "write", "load", count("write", write), write > 0))
+    return tuple(plans)
+
+
+def bounds_of(config: InferConfig, graph: Graph) -> dict[str, Bounds]:
+    """Pool -> what its processes may take."""
+    limits = config.limits
+    own = Bounds(limits.hang_s, limits.setup_s, limits.memory_bytes)
+    stages = {
+        name: Bounds(node.config.hang_s or limits.hang_s, limits.setup_s, node.config.memory_bytes)
+        for name, node in graph.nodes.items()
+    }
+    return {"load": own, **stages, "write": own}
+
+
+def _share(stage: StageConfig, setting: Setting) -> float:
+    """Part of a GPU that one of its processes has; 0: it computes on CPUs."""
+    return stage.device_share if setting.devices and stage.device != "cpu" else 0.0
+
+
+def shares_of(graph: Graph, setting: Setting) -> dict[str, float]:
+    """Stage -> part of a GPU that one of its processes has; 0: none."""
+    return {name: _share(node.config, setting) for name, node in graph.nodes.items()}
