@@ -213,7 +213,7 @@ class World:
         return rows
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_shard_is_what_an_account_of_its_rows_says(data: st.DataObject, index: RowIndex) -> None:
     world = World(data, index)

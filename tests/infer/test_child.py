@@ -98,18 +98,21 @@ def test_two_that_send_at_the_same_time_do_not_wait_for_each_other() -> None:
     ours, theirs, _, _ = lines()
     order = Discard(1, Staged("x" * 8_000_000, 1))
     reply = Loaded(2, 1, 1, {0: "y" * 8_000_000}, C(0.0, 0.0, 0))
-    thread = threading.Thread(target=theirs.send, args=(reply,), daemon=True)
+    came: list[Any] = []
+
+    def child() -> None:
+        theirs.send(reply)  # neither side reads before it has sent all
+        while not came:
+            came.extend(theirs.receive(60.0))
+
+    thread = threading.Thread(target=child, daemon=True)
     thread.start()
     ours.send(order)
-    thread.join(60)
-    assert not thread.is_alive()
     heard: list[Any] = []
     while not heard:
         heard = ours.receive(60.0)
-    assert heard == [reply]
-    while not (heard := theirs.receive(60.0)):
-        continue
-    assert heard == [order]
+    thread.join(60)
+    assert heard == [reply] and came == [order]
 
 
 def test_one_that_hangs_up_still_gets_its_answers() -> None:
