@@ -1,4 +1,4 @@
-"""The pools of a worker before anything was measured: how many processes, what they may take (source: ours)."""
+"""The pools of a worker before anything was measured: how many processes, and their bounds (source: ours)."""
 
 from __future__ import annotations
 
