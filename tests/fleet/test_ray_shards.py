@@ -48,6 +48,8 @@ if os.environ.get(INSIDE):
 else:
 
     @pytest.mark.ray
+    @pytest.mark.faults
+    @pytest.mark.long
     @pytest.mark.timeout(300)
     def test_jobs_over_rows_on_ray_inside_a_namespace() -> None:
         assert " passed" in run_inside(HERE, 280.0)

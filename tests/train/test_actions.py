@@ -50,7 +50,10 @@ def regression(root: Path, workers: int = 1, sharding: ShardingConfig | None = N
     )
 
 
-@pytest.mark.parametrize("sharding", [ShardingConfig(), CUT], ids=["NNN", "GGG"])
+@pytest.mark.parametrize(
+    "sharding",
+    [pytest.param(ShardingConfig(), marks=pytest.mark.long, id="NNN"), pytest.param(CUT, id="GGG")],
+)
 def test_other_splits_and_passes_in_each_step_give_the_update_of_one(
     tmp_path: Path, sharding: ShardingConfig
 ) -> None:
@@ -85,7 +88,10 @@ def check_all_ones(launch: Launch, task: str, settings: dict[str, Any]) -> None:
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("sharding", [ShardingConfig(), CUT], ids=["NNN", "GGG"])
+@pytest.mark.parametrize(
+    "sharding",
+    [pytest.param(ShardingConfig(), marks=pytest.mark.long, id="NNN"), pytest.param(CUT, id="GGG")],
+)
 def test_a_restart_on_purpose_loses_nothing_and_is_no_fault(tmp_path: Path, sharding: ShardingConfig) -> None:
     launch = counting(tmp_path, 12_000, sharding, workers=3, control=control("new_start", max_restarts=2))
     assert run(launch).status == "finished"
@@ -116,7 +122,10 @@ class NoticeHost(LocalHost):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("sharding", [ShardingConfig(), CUT], ids=["NNN", "GGG"])
+@pytest.mark.parametrize(
+    "sharding",
+    [pytest.param(ShardingConfig(), marks=pytest.mark.long, id="NNN"), pytest.param(CUT, id="GGG")],
+)
 def test_who_is_told_to_go_hands_over_and_nothing_is_lost(tmp_path: Path, sharding: ShardingConfig) -> None:
     launch = counting(tmp_path, 12_000, sharding, workers=3)
     host = NoticeHost(launch, SystemClock())
@@ -131,6 +140,7 @@ def test_who_is_told_to_go_hands_over_and_nothing_is_lost(tmp_path: Path, shardi
 
 
 @pytest.mark.faults
+@pytest.mark.long
 def test_workers_come_and_go_as_a_policy_likes(tmp_path: Path) -> None:
     launch = counting(
         tmp_path,
@@ -204,7 +214,10 @@ def test_a_step_without_its_late_part_is_the_update_by_the_samples_that_are_in_i
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("sharding", [ShardingConfig(), CUT], ids=["NNN", "GGG"])
+@pytest.mark.parametrize(
+    "sharding",
+    [pytest.param(ShardingConfig(), marks=pytest.mark.long, id="NNN"), pytest.param(CUT, id="GGG")],
+)
 def test_a_pass_that_does_not_fit_is_halved_and_its_samples_count_once(
     tmp_path: Path, sharding: ShardingConfig
 ) -> None:
