@@ -156,10 +156,9 @@ class Shard:
         slices = []
         for segment, start, stop in self._levels[name].runs:
             if segment not in held:
-                table = read(segment).select(names).rename_columns(schema.names)
-                same = table.schema.equals(schema)
-                held[segment] = table.replace_schema_metadata(None) if same else table.cast(schema)
-            slices.append(held[segment].slice(start, stop - start))
+                held[segment] = _own(read(segment), names, schema)
+            table = held[segment]
+            slices.append(table if stop - start == len(table) else table.slice(start, stop - start))
         return pa.concat_tables(slices) if slices else schema.empty_table()
 
     def _errors(self) -> tuple[Array, list[str]]:
@@ -229,6 +228,14 @@ def cut(ranges: Ranges, start: int, stop: int) -> Iterator[tuple[int, int]]:
         if begin < end:
             yield low + begin, low + end
         first += high - low
+
+
+def _own(table: pa.Table, names: list[str], schema: pa.Schema) -> pa.Table:
+    """These columns of a segment, called and typed as in `schema`."""
+    columns = [table.column(name) for name in names]
+    if all(one.type.equals(field.type) for one, field in zip(columns, schema, strict=True)):
+        return pa.Table.from_arrays(columns, schema=schema)
+    return pa.Table.from_arrays(columns, names=schema.names).cast(schema)
 
 
 def _whole(array: Any) -> Any:

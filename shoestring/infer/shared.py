@@ -19,6 +19,8 @@ LEAST_BYTES = 256 << 20
 """With less than that free, shared memory is left alone (containers often have 64 MiB of it)."""
 NO_ROOM = "no room in shared memory for"
 """How the error of a table that does not fit begins: other rows may be why, not its own."""
+SMALL_BYTES = 1 << 16
+"""A smaller table is copied: mapping it costs more, and a process may have only some 65,000 mappings."""
 _PREFIX = "shoestring-rows"
 _NAME = re.compile(rf"{_PREFIX}-(\d+)-(\d+)-\w+")
 _LOCK = ".lock"
@@ -86,12 +88,16 @@ class Segments:
             raise
 
     def read(self, name: str) -> pa.Table:
-        """The table, as a view of the shared memory.
+        """The table, as a view of the shared memory; a small one as a copy.
 
         Raises:
             FileNotFoundError: there is none of this name.
         """
-        with pa.memory_map(str(self.folder / name)) as file, pa.ipc.open_file(file) as reader:
+        path = f"{self.folder}/{name}"
+        with open(path, "rb", buffering=0) as raw:
+            if os.fstat(raw.fileno()).st_size < SMALL_BYTES:
+                return pa.ipc.open_file(pa.py_buffer(raw.read())).read_all()
+        with pa.memory_map(path) as file, pa.ipc.open_file(file) as reader:
             return reader.read_all()
 
     def remove(self, name: str) -> None:

@@ -15,9 +15,10 @@ from shoestring.infer.shared import Segments
 
 def test_a_table_comes_back_as_a_view_and_outlives_its_name(tmp_path: Path) -> None:
     segments = Segments.make(least_bytes=0, shared=tmp_path)
+    rows = shared.SMALL_BYTES // 8
     try:
         assert segments.folder.parent == tmp_path and segments.folder.stat().st_mode & 0o777 == 0o700
-        table = pa.table({"a": list(range(1000)), "b": [str(one) for one in range(1000)]})
+        table = pa.table({"a": list(range(rows)), "b": [str(one) for one in range(rows)]})
         before = pa.total_allocated_bytes()
         size_bytes = segments.write("one", table)
         read = Segments(segments.folder).read("one")
