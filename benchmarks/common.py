@@ -84,7 +84,9 @@ def finish(
         "figures": figures,
         "samples": samples,
     }
-    (RESULTS / f"{name}.json").write_text(_short(json.dumps(result, indent=1)) + "\n")
+    # What failed may name files of ours: where they are on this machine is nobody's business.
+    text = _short(json.dumps(result, indent=1)).replace(f"{ROOT}/", "")
+    (RESULTS / f"{name}.json").write_text(text + "\n")
     print(json.dumps(figures))
 
 
