@@ -25,7 +25,7 @@ def measure(quick: bool, count: int, first: int) -> dict[str, Any]:
     """Samples: each skew, both ways; every round has other costs."""
     runs: list[Row] = []
     failed: dict[str, str] = {}
-    rows = 1_200 if quick else 4_800
+    rows = 2_400 if quick else 12_000
     print(f"even: {rows} rows on {WORKERS} workers", flush=True)
     for number in range(first, first + count):
         for skew in QUICK_SKEWS if quick else SKEWS:
