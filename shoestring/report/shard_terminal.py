@@ -7,21 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Protocol
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shoestring.base.clock import Clock, SystemClock
-from shoestring.base.units import format_bytes, format_count, format_duration
+from shoestring.base.clock import Clock
+from shoestring.base.units import format_bytes, format_count
+from shoestring.report.live import LiveBoard, Told, boxed, progress_bar, times
 
-LINE_EVERY_S = 5.0
 KINDS = 5
 KIND_CHARS = 100
 RIGHT = ("processes", "busy", "queue", "rows/s", "batch", "restarts", "memory")
@@ -120,22 +115,12 @@ class JobLike(Protocol):
         ...
 
 
-class ShardStatusLike(Protocol):
+class ShardStatusLike(Told, Protocol):
     """What is shown; `fleet.messages.Status` of a job over rows is one."""
-
-    @property
-    def elapsed_s(self) -> float:
-        """Time of running."""
-        ...
 
     @property
     def workers(self) -> Mapping[str, Mapping[str, float | str]]:
         """Name -> state, and so on."""
-        ...
-
-    @property
-    def messages(self) -> Sequence[str]:
-        """What happened since the last status."""
         ...
 
     @property
@@ -189,18 +174,13 @@ def panel(name: str, status: ShardStatusLike) -> RenderableType:
     if job is None:
         parts.append(Text("the workers are starting", style="dim"))
     else:
-        bar = Table.grid(padding=(0, 2), expand=True)
-        bar.add_column(ratio=1)
-        bar.add_column(justify="right", no_wrap=True)
-        bar.add_row(ProgressBar(total=1.0, completed=_share(job)), Text(_times(status.elapsed_s, job)))
-        parts += [bar, Text.assemble(*_figures(job))]
+        parts += [progress_bar(_share(job), _times(status.elapsed_s, job)), Text.assemble(*_figures(job))]
         if pools := summed(job.pools.values()):
             parts.append(_pools(pools))
         parts += [Text(said, style="yellow") for said in _troubles(job)]
     if away := _away(status.workers):
         parts.append(Text(away, style="red"))
-    title = Text.assemble((name, "bold"))
-    return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, border_style="dim")
+    return boxed(Text.assemble((name, "bold")), parts)
 
 
 def line(status: ShardStatusLike) -> str:
@@ -218,61 +198,13 @@ def line(status: ShardStatusLike) -> str:
     return " | ".join([figures, *pools, *([away] if away else []), _times(status.elapsed_s, job)])
 
 
-class ShardView:
-    """Shows a job: enter it, give it texts and statuses, leave it. No thread is started.
-
-    Args:
-        quiet: show nothing (the user asked for JSON).
-        console: where to; standard output when not given.
-        clock: for the time between lines where there is no terminal.
-    """
+class ShardView(LiveBoard[ShardStatusLike]):
+    """Shows a job; see `LiveBoard`."""
 
     def __init__(
         self, quiet: bool = False, console: Console | None = None, clock: Clock | None = None
     ) -> None:
-        self._name = ""
-        self._quiet = quiet
-        self._console = console or Console(highlight=False)
-        self._clock = clock or SystemClock()
-        self._live: Live | None = None
-        self._line_due_s = float("-inf")
-
-    def __enter__(self) -> ShardView:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def begin(self, name: str) -> None:
-        """The name of the run is known."""
-        self._name = name
-
-    def say(self, text: str) -> None:
-        """One message, above the panel."""
-        if not self._quiet:
-            self._console.print(Text(text), soft_wrap=True)
-
-    def status(self, status: ShardStatusLike) -> None:
-        """Show the newest state; its messages, decisions among them, are said first."""
-        if self._quiet:
-            return
-        for message in status.messages:
-            said = Text.assemble((f"{_clock(status.elapsed_s)}  ", "dim"), (message, "yellow"))
-            self._console.print(said, soft_wrap=True)
-        if self._console.is_terminal:
-            if self._live is None:
-                self._live = Live(
-                    console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-                )
-                self._live.start()
-            self._live.update(panel(self._name, status), refresh=True)
-        elif self._clock.now() >= self._line_due_s:
-            self._line_due_s = self._clock.now() + LINE_EVERY_S
-            self._console.print(Text(line(status)), soft_wrap=True)
+        super().__init__(panel, line, "", quiet, console, clock)
 
 
 def _figures(job: JobLike) -> list[tuple[str, str]]:
@@ -328,10 +260,4 @@ def _share(job: JobLike) -> float:
 
 
 def _times(elapsed_s: float, job: JobLike) -> str:
-    left = f", {format_duration(round(job.eta_s))} left" if job.eta_s > 0 and job.done < job.rows else ""
-    return f"{_share(job):.0%} in {_clock(elapsed_s)}{left}"
-
-
-def _clock(duration_s: float) -> str:
-    minutes, seconds = divmod(int(duration_s), 60)
-    return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    return times(_share(job), elapsed_s, job.eta_s if job.done < job.rows else 0.0)

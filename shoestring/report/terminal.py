@@ -1,28 +1,22 @@
 """The run on the terminal while it goes on (source: ours).
 
-`panel(name, status)` and `line(status)` are pure. On a terminal the panel is drawn in place, with
-what happens scrolling above it; elsewhere it is a line now and then; with `quiet` it is nothing.
-No thread is started: the process that shows the run also forks its workers.
+`panel(name, status)` and `line(status)` are pure; `report.live` shows them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType, TracebackType
+from types import MappingProxyType
 from typing import Protocol
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.live import Live
-from rich.panel import Panel
-from rich.progress_bar import ProgressBar
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from shoestring.base.clock import Clock, SystemClock
+from shoestring.base.clock import Clock
 from shoestring.base.units import format_count, format_duration
+from shoestring.report.live import LiveBoard, Told, boxed, progress_bar, times
 
-LINE_EVERY_S = 5.0
 WORKER_LINES = 24
 STATE_STYLES: Mapping[str, str] = MappingProxyType(
     {"active": "green", "waiting": "cyan", "starting": "yellow", "absent": "red", "given_up": "bold red"}
@@ -32,7 +26,7 @@ STATE_NAMES: Mapping[str, str] = MappingProxyType(
 )
 
 
-class StatusLike(Protocol):
+class StatusLike(Told, Protocol):
     """What is shown of a fleet; `fleet.messages.Status` is one."""
 
     @property
@@ -43,11 +37,6 @@ class StatusLike(Protocol):
     @property
     def progress(self) -> float:
         """Share of the run that is over, in [0, 1]."""
-        ...
-
-    @property
-    def elapsed_s(self) -> float:
-        """Time of running."""
         ...
 
     @property
@@ -90,23 +79,14 @@ class StatusLike(Protocol):
         """Samples given up."""
         ...
 
-    @property
-    def messages(self) -> tuple[str, ...]:
-        """What happened since the last status."""
-        ...
-
 
 def panel(name: str, status: StatusLike) -> RenderableType:
     """The state of a run as a block of text."""
-    bar = Table.grid(padding=(0, 2), expand=True)
-    bar.add_column(ratio=1)
-    bar.add_column(justify="right", no_wrap=True)
-    bar.add_row(ProgressBar(total=1.0, completed=status.progress), Text(_times(status)))
-    parts: list[RenderableType] = [bar, _figures(status)]
+    parts = [progress_bar(status.progress, _times(status)), _figures(status)]
     if status.workers:
         parts.append(_workers(status))
     title = Text.assemble((name, "bold"), f"  step {status.step:,}")
-    return Panel(Group(*parts), title=title, title_align="left", box=box.ROUNDED, border_style="dim")
+    return boxed(title, parts)
 
 
 def line(status: StatusLike) -> str:
@@ -118,61 +98,13 @@ def line(status: StatusLike) -> str:
     return " | ".join(parts)
 
 
-class LiveView:
-    """Shows a run: enter it, give it texts and statuses, leave it.
-
-    Args:
-        name: of the run.
-        quiet: show nothing (the user asked for JSON).
-        console: where to; standard output when not given.
-        clock: for the time between lines where there is no terminal.
-    """
+class LiveView(LiveBoard[StatusLike]):
+    """Shows a run; see `LiveBoard`."""
 
     def __init__(
         self, name: str, quiet: bool = False, console: Console | None = None, clock: Clock | None = None
     ) -> None:
-        self._name = name
-        self._quiet = quiet
-        self._console = console or Console(highlight=False)
-        self._clock = clock or SystemClock()
-        self._live: Live | None = None
-        self._line_due_s = float("-inf")
-
-    def __enter__(self) -> LiveView:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
-    def say(self, text: str) -> None:
-        """One message, above the panel."""
-        if not self._quiet:
-            self._console.print(Text(text), soft_wrap=True)
-
-    def status(self, status: StatusLike) -> None:
-        """Show the newest state; its messages are said first."""
-        if self._quiet:
-            return
-        for message in status.messages:
-            said = Text.assemble((f"{_clock(status.elapsed_s)}  ", "dim"), (message, "yellow"))
-            self._console.print(said, soft_wrap=True)
-        if self._console.is_terminal:
-            self._draw(status)
-        elif self._clock.now() >= self._line_due_s:
-            self._line_due_s = self._clock.now() + LINE_EVERY_S
-            self._console.print(Text(line(status)), soft_wrap=True)
-
-    def _draw(self, status: StatusLike) -> None:
-        if self._live is None:
-            self._live = Live(
-                console=self._console, auto_refresh=False, redirect_stdout=False, redirect_stderr=False
-            )
-            self._live.start()
-        self._live.update(panel(self._name, status), refresh=True)
+        super().__init__(panel, line, name, quiet, console, clock)
 
 
 def _figures(status: StatusLike) -> RenderableType:
@@ -257,10 +189,4 @@ def _samples(status: StatusLike) -> str:
 
 
 def _times(status: StatusLike) -> str:
-    left = f", {format_duration(round(status.eta_s))} left" if status.eta_s > 0 else ""
-    return f"{status.progress:.0%} in {_clock(status.elapsed_s)}{left}"
-
-
-def _clock(duration_s: float) -> str:
-    minutes, seconds = divmod(int(duration_s), 60)
-    return f"{minutes}:{seconds:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+    return times(status.progress, status.elapsed_s, status.eta_s)

@@ -9,7 +9,8 @@ from rich.console import Console
 from shoestring.base.clock import FakeClock
 from shoestring.fleet.job_status import JobStatus, PoolShown
 from shoestring.fleet.messages import Status
-from shoestring.report.shard_terminal import LINE_EVERY_S, ShardView, line, panel, summed
+from shoestring.report.live import LINE_EVERY_S
+from shoestring.report.shard_terminal import ShardView, line, panel, summed
 
 POOLS = (
     PoolShown("load", "load", 2, busy=0.25, rows_per_s=120.0),

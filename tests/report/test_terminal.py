@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 from rich.console import Console
 
 from shoestring.base.clock import FakeClock
-from shoestring.report.terminal import LINE_EVERY_S, LiveView, line, panel
+from shoestring.report.live import LINE_EVERY_S
+from shoestring.report.terminal import LiveView, line, panel
 
 
 @dataclass(frozen=True)
