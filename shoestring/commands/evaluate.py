@@ -6,10 +6,10 @@ from pathlib import Path
 
 from shoestring.base.record import RunRecord
 from shoestring.commands.common import print_json
+from shoestring.fleet.rundirs import find_run
 from shoestring.jobs.pretrain.scoring import score_run
 from shoestring.report.page import write_page
 from shoestring.report.terminal import LiveView
-from shoestring.train.runs import find_run
 
 
 def evaluate(run: str, runs_dir: Path, as_json: bool) -> int:

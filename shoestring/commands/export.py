@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 
 from shoestring.commands.common import print_json
+from shoestring.fleet.rundirs import find_run
 from shoestring.jobs.pretrain.config import ready_of
 from shoestring.jobs.pretrain.scoring import load_model
 from shoestring.models.moe_lm.export import save_pretrained
-from shoestring.train.runs import find_run
 
 
 def export(run: str, output: Path, runs_dir: Path, as_json: bool) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 
 from shoestring.commands.common import print_json
+from shoestring.fleet.rundirs import find_run
 from shoestring.jobs.pretrain.scoring import write_text
-from shoestring.train.runs import find_run
 
 
 def generate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError, ShoestringError, TransportError
@@ -34,14 +34,75 @@ class RoundOver(Exception):
     """The round that this worker was in is over; join again."""
 
 
-class Seat:
-    """What a worker's loop talks to.
+class BaseSeat:
+    """What every worker's side of the conversation has: a channel, heartbeats, patience.
 
     Args:
         name, incarnation: who this process is.
         open_channel: makes a channel to the coordinator.
-        clock: for waiting between polls.
+        clock: for pauses, and for how long the coordinator has been silent.
         config: how often to give a sign of life, and how long to bear with a silent coordinator.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        incarnation: int,
+        open_channel: Callable[[], Channel],
+        clock: Clock,
+        config: MemberConfig,
+    ) -> None:
+        self.name = name
+        self.incarnation = incarnation
+        self._channel = open_channel()
+        self._clock = clock
+        self._pulse = Pulse(name, incarnation, open_channel, clock, config.heartbeat_s)
+        self._patience_s = config.hang_timeout_s + config.start_timeout_s
+
+    def __enter__(self) -> Self:
+        self._pulse.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pulse.stop()
+        self._channel.close()
+
+    def crashed(self, error: str) -> None:
+        """Say why this process is about to exit; best effort, its exit is seen anyway."""
+        try:
+            self._channel.call(m.Crashed(self.name, self.incarnation, error))
+        except TransportError:
+            return  # the supervisor reports the exit and the log tail
+
+    def _ask(self, request: m.Request) -> m.Reply:
+        """One round trip.
+
+        Raises:
+            TransportError: no answer; DismissedError: this process was replaced; FleetError: the coordinator
+                refuses.
+        """
+        reply = self._channel.call(request)
+        if isinstance(reply, m.Dismissed):
+            raise DismissedError(reply.reason, "nothing: this is how a replaced worker leaves")
+        if isinstance(reply, m.Refused):
+            raise FleetError(reply.what, reply.todo)
+        return reply
+
+    def _bear(self, silent_s: float, error: TransportError) -> None:
+        """Bear with a coordinator that has not answered for so long.
+
+        Raises:
+            FleetError: one that hangs would have been found, and another one have started.
+        """
+        if silent_s > self._patience_s:
+            raise FleetError(
+                f"{self.name} cannot reach the coordinator: {error.what}",
+                "look at the run's log, then resume it",
+            ) from error
+
+
+class Seat(BaseSeat):
+    """What a worker's loop talks to; see `BaseSeat`.
 
     Attributes:
         lookout: tells the main thread when the others go on without it.
@@ -62,25 +123,14 @@ class Seat:
         clock: Clock,
         config: MemberConfig,
     ) -> None:
-        self.name = name
-        self.incarnation = incarnation
-        self._open_channel = open_channel
-        self._channel = open_channel()
-        self._clock = clock
+        super().__init__(name, incarnation, open_channel, clock, config)
         self._last_round = -1
-        self._patience_s = config.hang_timeout_s + config.start_timeout_s
-        self._pulse = Pulse(name, incarnation, open_channel, clock, config.heartbeat_s)
         self.notice = ""
         self.lookout = Lookout(name, incarnation, open_channel)
 
-    def __enter__(self) -> Seat:
-        self._pulse.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pulse.stop()
+    def __exit__(self, *error: object) -> None:
         self.lookout.stop()
-        self._channel.close()
+        super().__exit__(*error)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -115,9 +165,7 @@ class Seat:
         reply = self._poll(m.Next(self.name, self.incarnation, round_id, step, report, self.notice))
         return reply if isinstance(reply, (m.Order, m.Save)) else _expect(reply, m.Stop)
 
-    def next_for_server(
-        self, round_id: int, step: int, report: m.StepReport | None
-    ) -> m.Updates | m.Stop:
+    def next_for_server(self, round_id: int, step: int, report: m.StepReport | None) -> m.Updates | m.Stop:
         """What comes next for a server that has applied all updates up to `step`.
 
         Raises:
@@ -179,7 +227,7 @@ class Seat:
         """
         request = m.Saved(self.name, self.incarnation, round_id, step, files, error)
         try:
-            reply = self._channel.call(request)
+            reply = self._ask(request)
         except TransportError:
             return False  # it is offered again
         if isinstance(reply, m.Wait):
@@ -206,13 +254,6 @@ class Seat:
         """Report a checkpoint that cannot be restored."""
         _expect(self._poll(m.BadCheckpoint(self.name, self.incarnation, round_id, path, error)), m.Ack)
 
-    def crashed(self, error: str) -> None:
-        """Say why this process is about to exit; best effort, its exit is seen anyway."""
-        try:
-            self._channel.call(m.Crashed(self.name, self.incarnation, error))
-        except TransportError:
-            return  # the supervisor reports the exit and the log tail
-
     def kv(self, round_id: int) -> KeyValues:
         """The rendezvous table of a round."""
         return KeyValues(round_id, f"{self.name}.{self.incarnation}", self._poll)
@@ -222,13 +263,9 @@ class Seat:
         silent_since_s = self._clock.now()
         while True:
             try:
-                reply = self._channel.call(request)
+                reply = self._ask(request)
             except TransportError as error:
-                if self._clock.now() - silent_since_s > self._patience_s:
-                    raise FleetError(
-                        f"{self.name} cannot reach the coordinator: {error.what}",
-                        "look at the run's log, then resume it",
-                    ) from error
+                self._bear(self._clock.now() - silent_since_s, error)
                 self._clock.sleep(CALL_RETRY_S)
                 continue
             silent_since_s = self._clock.now()
@@ -310,16 +347,21 @@ class Pulse:
 def _checked(reply: m.Reply) -> m.Reply:
     if isinstance(reply, m.Regroup):
         raise RoundOver(reply.reason)
-    if isinstance(reply, m.Dismissed):
-        raise DismissedError(reply.reason, "nothing: this is how a replaced worker leaves")
-    if isinstance(reply, m.Refused):
-        raise FleetError(reply.what, reply.todo)
     return reply
 
 
 def _expect(reply: m.Reply, kind: type[T]) -> T:
     if isinstance(reply, m.Stop) and not isinstance(reply, kind):
         raise RoundOver(f"the run is over: {reply.reason}")  # the next join is told so too
+    return expected(reply, kind)
+
+
+def expected(reply: m.Reply, kind: type[T]) -> T:
+    """The reply, which is of this kind.
+
+    Raises:
+        FleetError: it is another one.
+    """
     if not isinstance(reply, kind):
         raise FleetError(
             f"the coordinator answered {type(reply).__name__}, not {kind.__name__}",

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from shoestring.base.clock import Clock
-from shoestring.base.errors import FleetError, TransportError
+from shoestring.base.errors import TransportError
 from shoestring.data.output_state import Staged
 from shoestring.fleet import messages as m
 from shoestring.fleet.config import MemberConfig
 from shoestring.fleet.job_status import PoolShown
-from shoestring.fleet.seat import DismissedError, Pulse
+from shoestring.fleet.seat import BaseSeat, DismissedError, expected
 from shoestring.fleet.shard_messages import PoolChange
 
 if TYPE_CHECKING:
@@ -26,14 +26,9 @@ PHASE = "compute"
 """Of heartbeats: the time since the last call counts as work, so that a loop that is stuck is found hung."""
 
 
-class ShardSeat:
-    """What a worker's loop talks to; it calls `tell` about once a second, whatever else it does.
-
-    Args:
-        name, incarnation: who this process is.
-        open_channel: makes a channel to the coordinator.
-        clock: for pauses between questions, and how long the coordinator has been silent.
-        config: how often to give a sign of life, and how long to bear with a silent coordinator.
+class ShardSeat(BaseSeat):
+    """What a worker's loop talks to; see `BaseSeat`. It calls `tell` about once a second, whatever else it
+    does.
 
     Raises (every call):
         TransportError: no answer; call again later, with the same arguments. It counts once.
@@ -50,12 +45,7 @@ class ShardSeat:
         clock: Clock,
         config: MemberConfig,
     ) -> None:
-        self.name = name
-        self.incarnation = incarnation
-        self._channel = open_channel()
-        self._clock = clock
-        self._pulse = Pulse(name, incarnation, open_channel, clock, config.heartbeat_s)
-        self._patience_s = config.hang_timeout_s + config.start_timeout_s
+        super().__init__(name, incarnation, open_channel, clock, config)
         self._answered_s = clock.now()
         self._request = 1
         self._ask_at_s = clock.now()
@@ -63,14 +53,6 @@ class ShardSeat:
         self._changes: list[PoolChange] = []
         self._faults: list[str] = []
         self._told_changes = self._told_faults = 0
-
-    def __enter__(self) -> ShardSeat:
-        self._pulse.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pulse.stop()
-        self._channel.close()
 
     @property
     def silent_s(self) -> float:
@@ -134,39 +116,19 @@ class ShardSeat:
         self._faults.clear()
         return orders
 
-    def crashed(self, error: str) -> None:
-        """Say why this process is about to exit; best effort, its exit is seen anyway."""
-        try:
-            self._channel.call(m.Crashed(self.name, self.incarnation, error))
-        except TransportError:
-            return  # the supervisor reports the exit and the log tail
-
     def _call(self, request: m.Request) -> m.Reply:
         self._pulse.enter(PHASE, self._clock.now())
         try:
-            reply = self._channel.call(request)
+            reply = self._ask(request)
         except TransportError as error:
-            if self.silent_s > self._patience_s:
-                raise FleetError(
-                    f"{self.name} cannot reach the coordinator: {error.what}",
-                    "look at the run's log, then resume it",
-                ) from error
+            self._bear(self.silent_s, error)
             raise
         self._answered_s = self._clock.now()
         self._pulse.enter(PHASE, self._answered_s)
-        if isinstance(reply, m.Dismissed):
-            raise DismissedError(reply.reason, "nothing: this is how a replaced worker leaves")
-        if isinstance(reply, m.Refused):
-            raise FleetError(reply.what, reply.todo)
         return reply
 
 
 def _expect(reply: m.Reply, kind: type[T]) -> T:
     if isinstance(reply, m.Stop):
         raise DismissedError(f"the job is over: {reply.reason}", "nothing: the next start cleans up")
-    if not isinstance(reply, kind):
-        raise FleetError(
-            f"the coordinator answered {type(reply).__name__}, not {kind.__name__}",
-            "run the same version of shoestring on every host",
-        )
-    return reply
+    return expected(reply, kind)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
 
-from shoestring import __version__
 from shoestring.base.clock import Clock
 from shoestring.base.config import to_toml
-from shoestring.base.errors import ConfigError, RunError, ShoestringError, SinkError
+from shoestring.base.errors import ConfigError, RunError, SinkError
 from shoestring.base.record import RunRecord, read_events
 from shoestring.base.units import format_count, format_duration
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
@@ -22,12 +19,12 @@ from shoestring.data.ledger import LedgerSpec
 from shoestring.data.row_index import RowIndex
 from shoestring.data.sinks import check_sink, owner_of
 from shoestring.fleet.launch import Launch, Outcome
-from shoestring.fleet.local import run_local
-from shoestring.fleet.lock import RunLock
 from shoestring.fleet.messages import Status
 from shoestring.fleet.outputs_spec import OutputsSpec
 from shoestring.fleet.rundirs import ABOUT, About, find_run, new_run_dir
+from shoestring.fleet.runlog import facts_of, recorded
 from shoestring.fleet.supervisor import Interrupts
+from shoestring.fleet.transports import run_on
 from shoestring.infer import kept
 from shoestring.infer.config import InferConfig
 from shoestring.infer.expect import shard_rows
@@ -220,24 +217,8 @@ def _namesake(runs_dir: Path, name: str, fingerprint: str) -> Path | None:
 
 
 def _go(job: Checked, about: About, run_dir: Path, clock: Clock, view: View, resumed: bool) -> Outcome:
-    with RunLock(run_dir):
-        record = RunRecord(run_dir / "events.jsonl", "supervisor", clock)
-        if damage := read_events(run_dir / "events.jsonl").damage:
-            text = f"the event log has {len(damage)} damaged lines, which are skipped: {damage[0].reason}"
-            record.append("fault", reason=text)
-            view.say(text)
-        record.append("run", **_facts(job.config, about, resumed))
-        try:
-            outcome = _run(job, run_dir, clock, view, record)
-        except ShoestringError as error:
-            record.append("end", **asdict(Outcome("failed", error.what, error.todo)))
-            raise
-        except KeyboardInterrupt:
-            record.append("end", status="interrupted", error="", todo="")
-            return Outcome("interrupted")
-        record.append("end", **asdict(outcome))
-        record.close()
-        return outcome
+    facts = facts_of(about, resumed, job.config.model_dump(), job.config.seed, PACKAGES)
+    return recorded(run_dir, facts, clock, view.say, lambda record: _run(job, run_dir, clock, view, record))
 
 
 def _run(job: Checked, run_dir: Path, clock: Clock, view: View, record: RunRecord) -> Outcome:
@@ -257,18 +238,10 @@ def _run(job: Checked, run_dir: Path, clock: Clock, view: View, record: RunRecor
     view.say(f"shards of {rows:,} rows: {why}")
     launch = _launch(job, trial, identity.token, rows, run_dir)
     with Interrupts() as interrupts:
-        outcome = _fleet(launch, clock, view, interrupts)
+        outcome = run_on(launch.fleet.transport, launch, clock, view.status, interrupts)
     if outcome.status == "finished":
         record.append("result", **_result(job, trial, run_dir, view))
     return outcome
-
-
-def _fleet(launch: Launch, clock: Clock, view: View, interrupts: Interrupts) -> Outcome:
-    if launch.fleet.transport == "ray":
-        from shoestring.fleet.ray_fleet import run_ray  # only this path needs ray
-
-        return run_ray(launch, clock, view.status, interrupts)
-    return run_local(launch, clock, view.status, interrupts)
 
 
 def _try(job: Checked, clock: Clock, found: Rehearsal | None = None) -> Trial:
@@ -389,22 +362,4 @@ def _result(job: Checked, trial: Trial, run_dir: Path, view: View) -> dict[str, 
         "errors": summary["errors"],
         "not_numbers": summary["not_numbers"],
         "output": job.config.sink.path,
-    }
-
-
-def _facts(config: InferConfig, about: About, resumed: bool) -> dict[str, Any]:
-    return {
-        "name": about.name,
-        "recipe": about.recipe,
-        "job": about.job,
-        "resumed": resumed,
-        "settings": config.model_dump(),
-        "seed": config.seed,
-        "versions": {"shoestring": __version__, "python": platform.python_version()}
-        | {name: version(name) for name in PACKAGES},
-        "machine": {
-            "system": platform.platform(),
-            "cores": usable_cores(),
-            "memory_bytes": usable_memory_bytes(),
-        },
     }

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,29 +11,23 @@ import msgspec
 import torch
 from pydantic import model_validator
 
-from shoestring import __version__
 from shoestring.base.clock import Clock
 from shoestring.base.config import Config, to_toml
-from shoestring.base.errors import ConfigError, ShoestringError
-from shoestring.base.record import RunRecord, read_events
+from shoestring.base.errors import ConfigError
+from shoestring.base.record import RunRecord
 from shoestring.cluster.planner import AUTO, PLAIN
-from shoestring.cluster.topology import usable_cores, usable_memory_bytes
 from shoestring.cluster.workers import Plan
 from shoestring.control.controller import policy_named
 from shoestring.control.policies import BACKUP, ND_BACKUP
 from shoestring.data.ledger import LedgerSpec
 from shoestring.data.shuffle import Shuffle
 from shoestring.fleet.config import FleetConfig
-from shoestring.fleet.inprocess import run_inprocess
 from shoestring.fleet.launch import Launch, Outcome
-from shoestring.fleet.local import run_local
-from shoestring.fleet.lock import RunLock
 from shoestring.fleet.messages import Status
-from shoestring.fleet.rundirs import ABOUT as ABOUT
-from shoestring.fleet.rundirs import About as About
-from shoestring.fleet.rundirs import find_run as find_run
-from shoestring.fleet.rundirs import new_run_dir as new_run_dir
+from shoestring.fleet.rundirs import ABOUT, About
+from shoestring.fleet.runlog import facts_of, recorded
 from shoestring.fleet.supervisor import Interrupts
+from shoestring.fleet.transports import run_on
 from shoestring.train.config import ParallelConfig, ShardingConfig, TrainConfig
 from shoestring.train.worker import ENTRY, TrainPayload
 
@@ -183,22 +175,11 @@ def resume(job: Job, about: About, run_dir: Path, clock: Clock, view: View) -> O
 
 
 def _go(job: Job, about: About, run_dir: Path, clock: Clock, view: View, resumed: bool) -> Outcome:
-    with RunLock(run_dir):
-        record = RunRecord(run_dir / "events.jsonl", "supervisor", clock)
-        _name_damage(run_dir, record, view)
-        record.append("run", **_facts(job, about, resumed))
-        try:
-            outcome = _run(job, run_dir, clock, view, record)
-        except ShoestringError as error:
-            outcome = Outcome("failed", error.what, error.todo)
-            record.append("end", **asdict(outcome))
-            raise
-        except KeyboardInterrupt:
-            record.append("end", status="interrupted", error="", todo="")
-            return Outcome("interrupted")
-        record.append("end", **asdict(outcome))
-        record.close()
-        return outcome
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu"
+    facts = facts_of(
+        about, resumed, job.config.model_dump(), job.config.train.seed, PACKAGES, {"device": device}
+    )
+    return recorded(run_dir, facts, clock, view.say, lambda record: _run(job, run_dir, clock, view, record))
 
 
 def _run(job: Job, run_dir: Path, clock: Clock, view: View, record: RunRecord) -> Outcome:
@@ -269,41 +250,4 @@ def _train(
     )
     device = "cuda" if torch.cuda.is_available() else "cpu"
     launch = Launch(run_dir, fleet, ledger, ENTRY, payload.encode(), device, prepared.plan.threads)
-    if transport == "inprocess":
-        return run_inprocess(launch, clock, view.status, interrupts)
-    if transport == "ray":
-        from shoestring.fleet.ray_fleet import run_ray  # only this path needs ray
-
-        return run_ray(launch, clock, view.status, interrupts)
-    return run_local(launch, clock, view.status, interrupts)
-
-
-def _facts(job: Job, about: About, resumed: bool) -> dict[str, Any]:
-    return {
-        "name": about.name,
-        "recipe": about.recipe,
-        "job": about.job,
-        "resumed": resumed,
-        "settings": job.config.model_dump(),
-        "seed": job.config.train.seed,
-        "versions": {"shoestring": __version__, "python": platform.python_version()}
-        | {p: version(p) for p in PACKAGES},
-        "machine": {
-            "system": platform.platform(),
-            "cores": usable_cores(),
-            "memory_bytes": usable_memory_bytes(),
-            "device": torch.cuda.get_device_name(0) if torch.cuda.is_available() else "cpu",
-        },
-    }
-
-
-def _name_damage(run_dir: Path, record: RunRecord, view: View) -> None:
-    """A damaged log is said, not hidden; the events that are whole still count."""
-    damage = read_events(run_dir / "events.jsonl").damage
-    if damage:
-        lines = ", ".join(str(d.line) for d in damage[:5])
-        text = (
-            f"the event log has {len(damage)} damaged lines ({lines}): {damage[0].reason}; they are skipped"
-        )
-        record.append("fault", reason=text)
-        view.say(text)
+    return run_on(transport, launch, clock, view.status, interrupts)

@@ -16,10 +16,10 @@ from shoestring.base.errors import ConfigError, FleetError, InterruptedRun
 from shoestring.cluster.topology import usable_cores
 from shoestring.data.ledger import LedgerSpec
 from shoestring.fleet.config import CheckpointConfig, FleetConfig, MemberConfig, PaceConfig
-from shoestring.fleet.launch import Launch, Outcome
-from shoestring.fleet.local import run_local
+from shoestring.fleet.launch import Launch
 from shoestring.fleet.messages import Status
 from shoestring.fleet.supervisor import Interrupts
+from shoestring.fleet.transports import run_on
 from shoestring.jobs.probe.findings import Findings, read_findings
 from shoestring.jobs.probe.worker import ENTRY, ProbePayload
 
@@ -60,7 +60,8 @@ def probe(options: ProbeOptions, clock: Clock, say: Callable[[str], None]) -> Fi
     launch_dir = _directory(options)
     launch = make_launch(options, launch_dir)
     with Interrupts() as interrupts:
-        outcome = _start(launch, options, clock, _Progress(say, interrupts), interrupts)
+        progress = _Progress(say, interrupts)
+        outcome = run_on(options.transport, launch, clock, progress.status, interrupts)
     if outcome.status == "failed":
         raise FleetError(f"the probe failed: {outcome.error}", f"{outcome.todo}; its logs: {launch_dir}")
     try:
@@ -96,16 +97,6 @@ def make_launch(options: ProbeOptions, run_dir: Path) -> Launch:
     payload = ProbePayload(options.seconds, loopback=options.transport == "local")
     ledger = LedgerSpec(samples=1, epochs=1, seed=0, shuffle="none")
     return Launch(run_dir, fleet, ledger, ENTRY, payload.encode(), device, threads=1)
-
-
-def _start(
-    launch: Launch, options: ProbeOptions, clock: Clock, progress: _Progress, interrupts: Interrupts
-) -> Outcome:
-    if options.transport == "ray":
-        from shoestring.fleet.ray_fleet import run_ray  # only this path needs ray
-
-        return run_ray(launch, clock, progress.status, interrupts)
-    return run_local(launch, clock, progress.status, interrupts)
 
 
 class _Progress:
