@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from shoestring.commands.infer import job_config
 from shoestring.infer import Pipeline
 from tests.commands.infer_jobs import here, infer, output, rows, words, write_csv, write_stage
 from tests.commands.journeys import shoestring, start_shoestring
+from tests.disks import resize, small_disk
 
 
 @pytest.fixture(scope="module")
@@ -302,19 +302,14 @@ def test_pictures_that_cannot_be_decoded_cost_themselves(tmp_path: Path) -> None
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 128 kB where the output goes."""
-    disk = tmp_path / "out"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", disk], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount a tmpfs here (needs root): {made.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def full_soon(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 128 kB where the output goes."""
+    with small_disk(tmp_path / "out", "128k") as disk:
+        yield disk
 
 
 @pytest.mark.faults
-def test_a_full_sink_is_told_and_with_room_the_job_goes_on(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_sink_is_told_and_with_room_the_job_goes_on(tmp_path: Path, full_soon: Path) -> None:
     write_stage(
         tmp_path,
         """
@@ -331,9 +326,9 @@ def test_a_full_sink_is_told_and_with_room_the_job_goes_on(tmp_path: Path, small
     assert code and answer["status"] == "failed", answer
     assert "No space left" in answer["error"] or "full" in answer["error"]
     assert answer["todo"]
-    done = len(rows(tmp_path)) if list(small_disk.glob("part-*")) else 0
+    done = len(rows(tmp_path)) if list(full_soon.glob("part-*")) else 0
     assert done < 1000
-    subprocess.run(["mount", "-o", "remount,size=16m", small_disk], check=True)
+    resize(full_soon, "16m")
     code, answer = infer(tmp_path, *arguments, stage="stages.py:Wide")
     assert code == 0, answer
     assert len(rows(tmp_path)) == 1000

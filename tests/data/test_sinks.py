@@ -27,6 +27,7 @@ from shoestring.data.sink_config import SinkConfig
 from shoestring.data.sink_files import files_of_sink
 from shoestring.data.sinks import SUFFIXES, check_sink, owner_of
 from shoestring.data.tally import MAX_KINDS, OTHER, Tally, kind_of_error
+from tests.disks import resize, small_disk
 
 NAN = float("nan")
 SCHEMA = pa.schema(
@@ -378,19 +379,14 @@ def test_a_manifest_that_is_not_ours_is_not_touched(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def full_soon(tmp_path: Path) -> Iterator[Path]:
     """A disk of 256 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount a tmpfs here (needs root): {made.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+    with small_disk(tmp_path / "disk", "256k") as disk:
+        yield disk
 
 
-def test_a_disk_that_fills_up_is_told_and_what_was_published_stays(small_disk: Path) -> None:
-    sink = SinkConfig(path=str(small_disk))
+def test_a_disk_that_fills_up_is_told_and_what_was_published_stays(full_soon: Path) -> None:
+    sink = SinkConfig(path=str(full_soon))
     outputs = Outputs(sink, "job")
     outputs.open([])
     schema = pa.schema([("row", pa.string()), ("data", pa.binary()), ("error", pa.string())])
@@ -414,23 +410,23 @@ def test_a_disk_that_fills_up_is_told_and_what_was_published_stays(small_disk: P
                             ((number, number + 1),), done)  # fmt: skip
             outputs.publish(output)
             kept.append(output)
-    assert str(small_disk) in caught.value.what
-    found = ds.dataset(str(small_disk)).to_table()
+    assert str(full_soon) in caught.value.what
+    found = ds.dataset(str(full_soon)).to_table()
     assert found.column("row").to_pylist() == [f"r{n}" for n in range(len(kept))] and len(kept) >= 3
-    assert [p.name for p in small_disk.glob(".staging-job/*")] == ["schema.json"], "abort leaves nothing"
-    subprocess.run(["mount", "-o", "remount,size=1m", small_disk], check=True)
+    assert [p.name for p in full_soon.glob(".staging-job/*")] == ["schema.json"], "abort leaves nothing"
+    resize(full_soon, "1m")
     again = Outputs(sink, "job")
     again.open(kept)
     done = staged(sink, shard(99), schema=schema, lease_id=99)
     again.publish(Output(99, file_name(99, ((99, 100),), ".parquet"), ((99, 100),), done))
     again.finish({})
-    assert ds.dataset(str(small_disk)).count_rows() == len(kept) + 1
+    assert ds.dataset(str(full_soon)).count_rows() == len(kept) + 1
 
 
-def test_a_sink_that_is_read_only_is_told(small_disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+def test_a_sink_that_is_read_only_is_told(full_soon: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", full_soon], check=True)
     with pytest.raises(SinkError, match="(?s)Read-only.*let this user write there"):
-        check_sink(SinkConfig(path=str(small_disk)))
+        check_sink(SinkConfig(path=str(full_soon)))
 
 
 def test_a_sink_that_vanishes_is_told(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,26 +12,22 @@ from shoestring.base.record import read_events
 from shoestring.fleet.config import CheckpointConfig
 from shoestring.train.config import TrainConfig
 from shoestring.train.schedules import ScheduleConfig
+from tests.disks import resize, small_disk
 from tests.train.fleets import final_state, make_launch, run
 
 SAMPLES = 40_000  # a checkpoint of the counting model holds one float32 each: 160 kB
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A tmpfs of 256 kB where the run keeps its checkpoints."""
-    disk = tmp_path / "checkpoints"
-    disk.mkdir()
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True)
-    if made.returncode:
-        pytest.skip(f"cannot mount a tmpfs here (needs root): {made.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", disk], check=True)
+def full_soon(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 kB where the run keeps its checkpoints."""
+    with small_disk(tmp_path / "checkpoints", "256k") as disk:
+        yield disk
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_costs_a_checkpoint_and_no_sample(tmp_path: Path, small_disk: Path, workers: int) -> None:
+def test_a_full_disk_costs_a_checkpoint_and_no_sample(tmp_path: Path, full_soon: Path, workers: int) -> None:
     settings = {"samples": SAMPLES}
     launch = make_launch(
         tmp_path, "counting", settings, SAMPLES, workers=workers, batch=2000,
@@ -47,9 +42,9 @@ def test_a_full_disk_costs_a_checkpoint_and_no_sample(tmp_path: Path, small_disk
     failed = [event for event in events.of("fault") if "checkpoint failed" in event["reason"]]
     assert failed and "No space left" in failed[0]["reason"]
     assert len(events.of("step")) == 20, "the run went on after the checkpoint that failed"
-    assert [path.name for path in small_disk.iterdir()] == ["step-00000005"], "the one before is still whole"
+    assert [path.name for path in full_soon.iterdir()] == ["step-00000005"], "the one before is still whole"
 
-    subprocess.run(["mount", "-o", "remount,size=4m", small_disk], check=True)
+    resize(full_soon, "4m")
     assert run(launch).status == "finished"
     state, _ = final_state(launch, "counting", settings)
     assert torch.equal(next(state.model.parameters()).detach(), torch.ones(SAMPLES))
