@@ -24,6 +24,7 @@ import secrets
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any, BinaryIO, cast
 
 import msgspec
@@ -33,7 +34,7 @@ from shoestring.base.errors import SinkError
 from shoestring.data.fitting import fitted, with_errors
 from shoestring.data.output_state import Output, Staged
 from shoestring.data.sink_config import SinkConfig
-from shoestring.data.sink_files import Files, files_of_sink, shown
+from shoestring.data.sink_files import Files, UrlFiles, files_of_sink, is_part, shown
 from shoestring.data.sink_formats import ERROR, RowWriter, check_schema, writer_for
 from shoestring.data.sinks import (
     IMAGES,
@@ -166,13 +167,16 @@ class StagedWriter:
         """Remove it. What cannot be removed now goes with the staging folder, at the job's end or when it
         is resumed."""
         self._stream.dropping = True  # the writer of the format ends its file when it is let go
-        try:
-            with self._files.telling():
-                self._raw.close()
-            self._files.remove(f"{self._folder}/{self.name}")
-            self._pictures.remove()
-        except SinkError:
-            return
+        for step in (self._let_go, self._remove, self._pictures.remove):
+            with suppress(SinkError):  # on a full disk even closing fails, and room is made by the others
+                step()
+
+    def _let_go(self) -> None:
+        with self._files.telling():
+            self._raw.close()
+
+    def _remove(self) -> None:
+        self._files.remove(f"{self._folder}/{self.name}")
 
     def _fitted(self, table: pa.Table) -> pa.Table:
         lacking = [name for name in self._schema.names if name not in (ERROR, *table.schema.names)]
@@ -219,6 +223,11 @@ class Outputs:
         self._published: dict[str, Output] = {}
         self._unwritten = 0
 
+    @property
+    def remote(self) -> bool:
+        """Whether each operation is a round trip to a store, which takes long."""
+        return isinstance(self._files, UrlFiles)
+
     def open(self, committed: Iterable[Output], sweep: bool = True) -> list[str]:
         """Take over: publish what is committed and was not published, remove what is staged and not
         committed.
@@ -233,7 +242,8 @@ class Outputs:
         wanted = {output.name: output for output in committed}
         there = self._files.listed()
         self._own(there.keys() - wanted.keys())
-        late = [output for name, output in wanted.items() if not _is_there(output, there)]
+        pictures = self._files.listed(IMAGES) if self._sink.format == "images" else {}
+        late = [output for output in wanted.values() if not _is_there(output, there, pictures)]
         for output in late:
             self._move(output)
         self._published = wanted
@@ -241,7 +251,8 @@ class Outputs:
         self._learn_columns()
         if sweep:
             left = [name for name in self._files.listed(self._folder) if name != SCHEMA]
-            self._files.remove(self._folder)
+            for name in (self._folder, *(name for name in there if is_part(name, MANIFEST))):
+                self._files.remove(name)
             if left:
                 done.append(f"{len(left)} files were staged and never committed: removed")
         if late or len(wanted) != len(self._manifest.files):
@@ -302,10 +313,10 @@ class Outputs:
     def _move(self, output: Output) -> None:
         """From the staging folder to its final name, or find that this was done."""
         staged = f"{self._folder}/{checked_name(output.staged.name)}"
+        if "images" in output.staged.facts:
+            self._move_pictures(output, pictures_of(staged))
         wanted_bytes, staged_bytes = output.staged.size_bytes, self._files.size(staged)
         if staged_bytes == wanted_bytes:
-            if "images" in output.staged.facts:
-                self._move_pictures(output, pictures_of(staged))
             self._files.move(staged, output.name)
             return
         if self._files.size(output.name) != wanted_bytes:
@@ -438,8 +449,10 @@ def picture_folder(lease_id: int) -> str:
     return f"shard-{lease_id:06d}"
 
 
-def _is_there(output: Output, there: dict[str, int]) -> bool:
-    return output.name in there and there[output.name] == output.staged.size_bytes
+def _is_there(output: Output, there: dict[str, int], pictures: dict[str, int]) -> bool:
+    # Two renames: a machine that goes down may lose the one of the images alone.
+    with_images = "images" not in output.staged.facts or picture_folder(output.lease_id) in pictures
+    return with_images and output.name in there and there[output.name] == output.staged.size_bytes
 
 
 def _some(names: list[str]) -> str:

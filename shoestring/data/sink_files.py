@@ -8,8 +8,9 @@ from __future__ import annotations
 import errno
 import os
 import re
+import secrets
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -126,6 +127,17 @@ def first_line(error: BaseException) -> str:
     return shown((str(error).splitlines() or [""])[0]) or type(error).__name__
 
 
+def part_name(name: str) -> str:
+    """What a small file is called while it is written: another name each time, for workers on several hosts
+    write the same file at once, and those in containers have the same process numbers."""
+    return f".{name}.{secrets.token_hex(4)}.part"
+
+
+def is_part(name: str, of: str) -> bool:
+    """Whether this is what is left of a writing of that file."""
+    return name.startswith(f".{of}.") and name.endswith(".part")
+
+
 def shown(text: str) -> str:
     """A text without passwords that URLs in it carry."""
     return _USER_INFO.sub(r"\1***@", text)
@@ -169,13 +181,14 @@ class LocalFiles:
     def listed(self, folder: str = "") -> dict[str, int]:
         """See Files."""
         with self.telling("look into"):
-            found = {}
             try:
-                with os.scandir(self.root / folder) as entries:
-                    for entry in entries:
-                        found[entry.name] = -1 if entry.is_dir() else entry.stat().st_size
+                entries = list(os.scandir(self.root / folder))
             except FileNotFoundError:
-                return found  # also when one went while we looked: it is being removed
+                return {}
+            found = {}
+            for entry in entries:
+                with suppress(FileNotFoundError):  # it went while we looked; the others are still there
+                    found[entry.name] = -1 if entry.is_dir() else entry.stat().st_size
             return found
 
     def size(self, name: str) -> int | None:
@@ -214,7 +227,7 @@ class LocalFiles:
     def replace(self, name: str, data: bytes, fresh: bool = False) -> bool:
         """See Files."""
         path = self.root / name
-        part = path.with_name(f".{path.name}.{os.getpid()}.part")
+        part = path.with_name(part_name(path.name))
         with self.telling():
             try:
                 with part.open("wb") as stream:
@@ -318,7 +331,7 @@ class UrlFiles:
             return False
         with self.telling():
             folder, _, last = name.rpartition("/")
-            part = f"{folder}/.{last}.part".lstrip("/")
+            part = f"{folder}/{part_name(last)}".lstrip("/")
             self._system.pipe_file(self._at(part), data)
             self._system.mv(self._at(part), self._at(name))
         return True

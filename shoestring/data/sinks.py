@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -21,6 +21,7 @@ MANIFEST = "_manifest.json"
 IMAGES = "_images"
 SCHEMA = "schema.json"
 SUFFIXES = {"parquet": ".parquet", "jsonl": ".jsonl", "csv": ".csv", "text": ".txt", "images": ".parquet"}
+T = TypeVar("T")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]")
 
 
@@ -80,7 +81,7 @@ def owner_of(sink: SinkConfig) -> Owner | None:
     Raises:
         SinkError: it cannot be read, or its manifest is damaged or not ours.
     """
-    return _owner(files_of_sink(sink.path), sink.path)
+    return _read(files_of_sink(sink.path), sink.path, Owner)
 
 
 def check_sink(sink: SinkConfig) -> None:
@@ -100,7 +101,7 @@ def check_sink(sink: SinkConfig) -> None:
     finally:
         files.remove(probe)
         files.remove(f"{probe}.moved")
-    _owner(files, sink.path)
+    _read(files, sink.path, Owner)
 
 
 def read_manifest(files: Files, where: str) -> Manifest | None:
@@ -109,11 +110,7 @@ def read_manifest(files: Files, where: str) -> Manifest | None:
     Raises:
         SinkError: it is damaged or not ours.
     """
-    data = files.read(MANIFEST)
-    try:
-        return msgspec.json.decode(data, type=Manifest) if data is not None else None
-    except msgspec.DecodeError as error:
-        raise _not_ours(where, error) from error
+    return _read(files, where, Manifest)
 
 
 def entry_of(output: Output) -> FileEntry:
@@ -155,16 +152,12 @@ def _json(value: Any) -> str:
     return msgspec.json.encode(value).decode()
 
 
-def _owner(files: Files, where: str) -> Owner | None:
+def _read(files: Files, where: str, kind: type[T]) -> T | None:
     data = files.read(MANIFEST)
     try:
-        return msgspec.json.decode(data, type=Owner) if data is not None else None
+        return msgspec.json.decode(data, type=kind) if data is not None else None
     except msgspec.DecodeError as error:
-        raise _not_ours(where, error) from error
-
-
-def _not_ours(where: str, error: Exception) -> SinkError:
-    return SinkError(
-        f"{shown(where)}/{MANIFEST} is damaged, or not the manifest of a job: {error}",
-        "choose another folder (sink.path), or remove it if what is in there is not needed",
-    )
+        raise SinkError(
+            f"{shown(where)}/{MANIFEST} is damaged, or not the manifest of a job: {error}",
+            "choose another folder (sink.path), or remove it if what is in there is not needed",
+        ) from error

@@ -226,7 +226,7 @@ class SqlStore:
             LedgerError: nothing was written: no space, or somebody else has claimed the store.
             StoreAwayError: it is away, and whether this was written shows when it is opened again.
         """
-        if self._connection is None and not self._owner:
+        if not self._owner:
             raise databases.cannot_write(self._name, "it is closed")
         if owner != self._owner:
             raise databases.taken_over(self._name)

@@ -95,8 +95,8 @@ def _shards(
     rows = msgspec.structs.replace(launch.ledger, max_dead_share=1.0)
     # A database that was named may hold the ledgers of other jobs, too.
     ledger = DurableLedger.open(url, rows, spec.job if launch.ledger_url else "")
-    remote = "://" in spec.sink.path and not spec.sink.path.startswith("file://")
-    publisher = Publisher(Outputs(spec.sink, spec.job), aside=remote)
+    outputs = Outputs(spec.sink, spec.job)
+    publisher = Publisher(outputs, aside=outputs.remote)
     return ShardCoordinator(launch.fleet, spec, ledger, publisher, record, clock.now(), resumed)
 
 

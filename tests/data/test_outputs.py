@@ -336,6 +336,23 @@ def test_an_aborted_file_leaves_nothing(tmp_path: Path) -> None:
     assert os.listdir(tmp_path / "out" / ".staging-job") == ["schema.json"]
 
 
+def test_a_file_that_cannot_even_be_closed_is_removed(tmp_path: Path) -> None:
+    sink = SinkConfig(path=str(tmp_path), format="images")
+
+    class Full(Mortal):
+        """What waits in a stream's buffer does not fit on the disk."""
+
+        def create(self, name: str) -> BinaryIO:
+            stream = (tmp_path / name).open("xb", buffering=1 << 20)
+            stream.write(b"waits")
+            os.close(stream.fileno())
+            return stream
+
+    writer = Staging(sink, "job", Full(files_of_sink(sink.path))).writer(1, "w", SCHEMA)
+    writer.abort()
+    assert os.listdir(tmp_path / ".staging-job") == ["schema.json"]
+
+
 def test_the_folder_of_another_job_is_refused_and_left_alone(tmp_path: Path) -> None:
     sink = SinkConfig(path=str(tmp_path / "out"))
     outputs = Outputs(sink, "one")
@@ -399,6 +416,30 @@ def test_images_that_somebody_took_away_are_missed(tmp_path: Path) -> None:
     with pytest.raises(SinkError, match="3 of 4 images of part-"):
         outputs.publish(made)
     assert not list(tmp_path.glob("*.parquet"))
+
+
+def test_images_whose_rename_a_machine_lost_are_renamed_again(tmp_path: Path) -> None:
+    sink = SinkConfig(path=str(tmp_path), format="images")
+    outputs = Outputs(sink, "job")
+    outputs.open([])
+    made = output_of(0, stage(Staging(sink, "job"), 0, range(4)), 0, "images")
+    outputs.publish(made)
+    aside = tmp_path / ".staging-job" / f"{made.staged.name.removesuffix('.parquet')}.images"
+    (tmp_path / "_images" / "shard-000000").rename(aside)
+    assert Outputs(sink, "job").open([made]) == ["1 files were committed and not published: done"]
+    names = ds.dataset(sink.path).to_table().column("image").to_pylist()
+    assert [(tmp_path / name).read_bytes() for name in names] == [b"0", b"1", b"2", b"3"]
+
+
+def test_what_is_left_of_writing_a_manifest_is_swept(tmp_path: Path) -> None:
+    sink = SinkConfig(path=str(tmp_path))
+    Outputs(sink, "job").open([])
+    for name in (f".{MANIFEST}.0123.part", ".of-others.part"):
+        (tmp_path / name).write_bytes(b"{")
+    Outputs(sink, "job").open([], sweep=False)
+    assert len(os.listdir(tmp_path)) == 3
+    Outputs(sink, "job").open([])
+    assert sorted(os.listdir(tmp_path)) == [".of-others.part", MANIFEST]
 
 
 def test_a_copy_that_was_cut_short_is_made_again() -> None:

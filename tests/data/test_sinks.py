@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -345,6 +346,15 @@ def test_the_few_operations_are_the_same_everywhere(place: str) -> None:
     files.remove("moved")
     files.remove("c")
     assert files.listed("moved") == {} and files.size("c") is None
+
+
+def test_many_may_write_the_same_small_file_at_once(place: str) -> None:
+    """As workers do in containers, where all have the same process number."""
+    files = files_of_sink(place)
+    files.make()
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda n: files.replace("schema.json", b"%d" % (n % 10)), range(200)))
+    assert files.listed() == {"schema.json": 1}
 
 
 def test_places_that_make_no_sense_are_told_before_the_job(tmp_path: Path) -> None:
