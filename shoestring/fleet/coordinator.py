@@ -22,7 +22,7 @@ from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.leases import LeaseDesk
 from shoestring.fleet.membership import Membership
 from shoestring.fleet.names import worker_names
-from shoestring.fleet.overseer import Handler, Overseer
+from shoestring.fleet.overseer import Handler, Overseer, dismissed
 from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.rollback import roll_back
 from shoestring.fleet.rounds import RoundState
@@ -130,7 +130,7 @@ class Coordinator(Overseer):
 
     def _join(self, now: float, request: m.Join) -> m.Reply:
         if not self._members.current(request.worker, request.incarnation):
-            return m.Dismissed("another process has taken this worker's place")
+            return dismissed()
         if self._members.is_echo(request.worker, request.last_round):
             return m.Wait(RETRY_S)  # nobody waits for this answer any more
         round_ = self._round
@@ -318,7 +318,7 @@ class Coordinator(Overseer):
 
     def _round_of(self, worker: str, incarnation: int, round_id: int) -> tuple[RoundState | None, m.Reply]:
         if not self._members.current(worker, incarnation):
-            return None, m.Dismissed("another process has taken this worker's place")
+            return None, dismissed()
         if self._outcome:
             return None, m.Stop(self._outcome)
         if self._round is None or self._round.round_id != round_id or not self._round.has(worker):

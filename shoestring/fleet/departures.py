@@ -1,4 +1,4 @@
-"""Workers that were told to leave: why, until when, and whether others take their places (source: ours)."""
+"""Workers that were told to leave: why, and until when (source: ours)."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ SLACK_S = 15.0
 
 @dataclass(frozen=True)
 class Departure:
-    """One worker's: it finishes what it has in hand until then; `again`: its place is refilled."""
+    """One worker's: it finishes what it has in hand until then."""
 
     until_s: float
     reason: str
-    again: bool
 
 
 class Departures:
@@ -27,13 +26,12 @@ class Departures:
         self._drain_s = drain_s
         self._leaving: dict[str, Departure] = {}
 
-    def order(self, now: float, worker: str, reason: str, again: bool) -> None:
-        """This worker is to leave; the first order holds, but nobody comes back after one without `again`."""
-        if worker not in self._leaving:
-            self._leaving[worker] = Departure(now + self._drain_s, reason, again)
-        elif not again:
-            first = self._leaving[worker]
-            self._leaving[worker] = Departure(first.until_s, first.reason, False)
+    def order(self, now: float, worker: str, reason: str) -> bool:
+        """This worker is to leave. The first order holds; returns whether this is it."""
+        if worker in self._leaving:
+            return False
+        self._leaving[worker] = Departure(now + self._drain_s, reason)
+        return True
 
     def of(self, worker: str) -> Departure | None:
         """What it was told; None: nothing."""

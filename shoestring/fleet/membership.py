@@ -15,6 +15,7 @@ import msgspec
 from shoestring.fleet.config import MemberConfig
 from shoestring.fleet.holdings import newest_cut_state
 from shoestring.fleet.messages import Held
+from shoestring.fleet.names import is_server
 from shoestring.fleet.restarts import Failure, decide, signature
 
 State = Literal["absent", "starting", "waiting", "active", "given_up", "removed"]
@@ -327,9 +328,13 @@ class Membership:
         rows = msgspec.msgpack.decode(data, type=list[tuple[str, int, State, float, list[Failure], str, int]])
         for name, incarnation, state, start_at_s, failures, doomed, last_round in rows:
             if name not in self._members:
-                if state == "removed" or not self.room:
+                if is_server(name):
                     continue
-                self._members[name] = Member(name)
+                # Also of who has no place now: when it is added again, its numbers go on.
+                gone = state == "removed" or not self.room
+                self._members[name] = Member(name, incarnation, "removed" if gone else "absent")
+                if gone:
+                    continue
             if all_dead:
                 self._members[name].incarnation = incarnation
                 continue

@@ -98,7 +98,7 @@ class Overseer(ABC):
 
     def _heartbeat(self, now: float, request: m.Heartbeat) -> m.Reply:
         if not self._members.current(request.worker, request.incarnation):
-            return m.Dismissed("another process has taken this worker's place")
+            return dismissed()
         self._members.heard(now, request.worker, request.phase, request.phase_s)
         return m.Ack()
 
@@ -178,3 +178,8 @@ class Overseer(ABC):
             return 0.0
         self._members.excuse(stalled_s)
         return stalled_s
+
+
+def dismissed() -> m.Dismissed:
+    """The answer to a process that is not its worker's living one."""
+    return m.Dismissed("another process has taken this worker's place")

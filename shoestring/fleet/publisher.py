@@ -6,6 +6,7 @@ its final name. A coordinator that dies between the two leaves that to the next 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol
@@ -45,7 +46,7 @@ class Publisher:
         self._sink = sink
         self._pool = ThreadPoolExecutor(1, "publisher") if aside else None
         self._committed: list[Output] = []
-        self._under_way: list[Future[None]] = []
+        self._under_way: deque[Future[None]] = deque()
         self._finishing: Future[None] | None = None
         self._finished = False
 
@@ -87,4 +88,4 @@ class Publisher:
     def _look(self) -> None:
         """Raise what the thread met."""
         while self._under_way and self._under_way[0].done():
-            self._under_way.pop(0).result()
+            self._under_way.popleft().result()

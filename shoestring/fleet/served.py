@@ -7,6 +7,7 @@ from shoestring.fleet import messages as m
 from shoestring.fleet.coordinator import RETRY_S, Coordinator
 from shoestring.fleet.membership import Membership
 from shoestring.fleet.names import is_server, server_names, worker_names
+from shoestring.fleet.overseer import dismissed
 from shoestring.fleet.rounds import RoundState
 from shoestring.fleet.serving import Serving
 from shoestring.fleet.stepping import Stepper
@@ -44,7 +45,7 @@ class ServedCoordinator(Coordinator):
         if is_server(request.worker):
             return super()._join(now, request)
         if not self._members.current(request.worker, request.incarnation):
-            return m.Dismissed("another process has taken this worker's place")
+            return dismissed()
         if self._members.is_echo(request.worker, request.last_round):
             return m.Wait(RETRY_S)  # nobody waits for this answer any more
         round_ = self._round

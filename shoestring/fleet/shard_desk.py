@@ -3,6 +3,8 @@ AntBatchInfer, todo -> doing -> done after commit; suspects alone and verdicts a
 
 from __future__ import annotations
 
+from pathlib import PurePath
+
 import msgspec
 
 from shoestring.base.errors import FleetError
@@ -14,7 +16,6 @@ from shoestring.fleet import messages as m
 from shoestring.fleet.verdicts import Verdicts, is_verdict
 
 VERDICTS = "verdicts"
-SUFFIX = "."
 
 
 class Asked(msgspec.Struct, frozen=True, array_like=True):
@@ -147,8 +148,8 @@ class ShardDesk:
         if not counted:
             self._note_dead()
             return Outcome.LATE, None
-        _, dot, suffix = staged.name.rpartition(SUFFIX)
-        output = Output(lease_id, file_name(lease_id, ranges, dot + suffix if dot else ""), ranges, staged)
+        name = file_name(lease_id, ranges, PurePath(staged.name).suffix)
+        output = Output(lease_id, name, ranges, staged)
         self._ledger.add_output(output)
         self._committed.add(lease_id)
         return Outcome.COUNTED, output

@@ -10,10 +10,12 @@ published.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
 from shoestring.base.errors import ShoestringError
+from shoestring.data.ranges import size
 from shoestring.data.store import DurableLedger
 from shoestring.fleet import messages as m
 from shoestring.fleet import shard_policy
@@ -22,7 +24,7 @@ from shoestring.fleet.departures import Departures
 from shoestring.fleet.membership import Membership
 from shoestring.fleet.names import worker_names
 from shoestring.fleet.outputs_spec import OutputsSpec
-from shoestring.fleet.overseer import Handler, Overseer
+from shoestring.fleet.overseer import Handler, Overseer, dismissed
 from shoestring.fleet.persisted import Log
 from shoestring.fleet.publisher import Publisher
 from shoestring.fleet.shard_desk import ShardDesk, holder_name
@@ -81,7 +83,7 @@ class ShardCoordinator(Overseer):
         self._borne = ledger.spec.max_attempts + math.ceil(math.log2(max(2, spec.shard_rows))) + 1
         self._departures = Departures(spec.drain_s)
         self._idle: dict[str, float] = {}
-        self._asked_back: dict[str, int] = {}
+        self._asked_back: set[str] = set()
         self._kept, self._flushed = KeptShards(), b""
         self._publisher = publisher
         outputs = ledger.outputs()
@@ -149,9 +151,6 @@ class ShardCoordinator(Overseer):
 
     def _lease(self, now: float, request: m.ShardLease) -> m.Reply:
         worker = request.worker
-        if not self._members.current(worker, request.incarnation):
-            return _dismissed()
-        self._alive(now, worker)
         if self._outcome or self._stop_reason or self._departures.of(worker) is not None:
             return m.Stop(self._outcome or self._stop_reason or "this worker is to leave")
         if (again := self._desk.repeated(worker, request.incarnation, request.request)) is not None:
@@ -164,7 +163,7 @@ class ShardCoordinator(Overseer):
         shard = self._desk.lease(now, worker, request.incarnation, request.request, count)
         if shard is not None:
             self._idle.pop(worker, None)
-            self._asked_back.pop(worker, None)
+            self._asked_back.discard(worker)
             return shard
         if not held:
             self._idle[worker] = now
@@ -184,28 +183,20 @@ class ShardCoordinator(Overseer):
         return m.DoneReply(outcome.name.lower())
 
     def _back(self, now: float, request: m.ShardBack) -> m.Reply:
-        if not self._members.current(request.worker, request.incarnation):
-            return _dismissed()
-        self._alive(now, request.worker)
         holder = holder_name(request.worker, request.incarnation)
         if rows := self._desk.back(holder, request.lease_id):
-            self._asked_back.pop(request.worker, None)
+            self._asked_back.discard(request.worker)
             reason = f"{request.worker} gives {rows} rows back: {request.reason}"
             self._log.append("back", step=self._step(), worker=request.worker, rows=rows, reason=reason)
         return m.Ack()
 
     def _broken(self, now: float, request: m.JobBroken) -> m.Reply:
-        if not self._members.current(request.worker, request.incarnation):
-            return _dismissed()
         if not self._outcome:
             self._fail(request.what, request.todo)
         return m.Ack()
 
     def _tell(self, now: float, request: m.ShardTold) -> m.Reply:
         worker = request.worker
-        if not self._members.current(worker, request.incarnation):
-            return _dismissed()
-        self._alive(now, worker)
         telling = self._progress.telling(worker, request.incarnation)
         telling.pools, telling.begun = request.pools, request.begun
         self._record(telling, request)
@@ -238,7 +229,7 @@ class ShardCoordinator(Overseer):
         if worker not in wanted:
             return m.ShardOrders()
         if worker not in self._asked_back:
-            self._asked_back[worker] = wanted[worker]
+            self._asked_back.add(worker)
             text = f"{worker} is asked for {wanted[worker]} shards: {reason}"
             self._log.append("decision", step=self._step(), action="give_back", worker=worker, reason=text)
         return m.ShardOrders(reason=reason, give_back=wanted[worker])
@@ -257,8 +248,6 @@ class ShardCoordinator(Overseer):
         self._desk.renew(now, holder_name(worker, member.incarnation))
         if member.state == "starting":
             self._members.admit(worker)
-        if self._stop_reason and self._departures.of(worker) is None:
-            self._departures.order(now, worker, self._stop_reason, again=False)
 
     def _ended(self, now: float, ended: m.Exit) -> None:
         departure = self._departures.of(ended.worker)
@@ -266,7 +255,7 @@ class ShardCoordinator(Overseer):
             super()._ended(now, ended)
             return
         left = self._desk.left(holder_name(ended.worker, ended.incarnation))
-        self._members.retire(now, ended.worker, departure.again)
+        self._members.retire(now, ended.worker, again=True)
         self._forget(ended.worker)
         text = f"{ended.worker} has left: {departure.reason}"
         self._note("decision", text, action="left", worker=ended.worker, shards=left, code=ended.code)
@@ -282,13 +271,13 @@ class ShardCoordinator(Overseer):
         self._departures.gone(name)
         self._progress.gone(name)
         self._idle.pop(name, None)
-        self._asked_back.pop(name, None)
+        self._asked_back.discard(name)
 
     def _given_up(self) -> None:
         """Say which rows are dead now, and look whether these are too many."""
         if new := self._desk.take_new_dead():
             places = shard_policy.describe(new)
-            self._note("fault", f"rows given up, since workers are lost with them: {places}", rows=len(new))
+            self._note("fault", f"rows given up, since workers are lost with them: {places}", rows=size(new))
             self._look_at_errors()
 
     def _heed(self, now: float, request: m.SupervisorTick) -> None:
@@ -298,12 +287,10 @@ class ShardCoordinator(Overseer):
                 self._depart(now, worker, notice)
         if request.interrupt:
             for worker in self._members.named("active"):
-                if self._departures.of(worker) is None:
-                    self._departures.order(now, worker, "interrupted by the user", again=False)
+                self._departures.order(now, worker, "interrupted by the user")
 
     def _depart(self, now: float, worker: str, notice: str) -> None:
-        if self._departures.of(worker) is None:
-            self._departures.order(now, worker, notice, again=True)
+        if self._departures.order(now, worker, notice):
             text = f"{worker} leaves within {self._spec.drain_s:g} s: {notice}"
             self._note("decision", text, action="drain", worker=worker)
 
@@ -407,15 +394,23 @@ class ShardCoordinator(Overseer):
                 )
         self._lost_before = self._kept.lost_rows
 
+    def _of_living(self, act: Handler) -> Handler:
+        """What only the living process of a worker may ask."""
+
+        def handle(now: float, request: Any) -> m.Reply:
+            if not self._members.current(request.worker, request.incarnation):
+                return dismissed()
+            self._alive(now, request.worker)
+            return act(now, request)
+
+        return handle
+
     def _handler_table(self) -> dict[type[m.Message], Handler]:
-        return self._overseen() | {
+        kinds: dict[type[m.Message], Handler] = {
             m.ShardLease: self._lease,
-            m.ShardDone: self._done,
             m.ShardBack: self._back,
             m.JobBroken: self._broken,
             m.ShardTold: self._tell,
         }
-
-
-def _dismissed() -> m.Dismissed:
-    return m.Dismissed("another process has taken this worker's place")
+        of_living = {kind: self._of_living(act) for kind, act in kinds.items()}
+        return self._overseen() | of_living | {m.ShardDone: self._done}

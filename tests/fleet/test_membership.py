@@ -131,6 +131,17 @@ def test_who_comes_back_from_the_store_knows_incarnations_failures_and_orders_to
     assert len(back["w1"].failures) == 1
 
 
+@pytest.mark.parametrize("all_dead", [True, False])
+def test_numbers_of_who_has_no_place_go_on_when_it_is_added_again(all_dead: bool) -> None:
+    members = started()
+    members.retire(1.0, "w1", again=False)
+    back = Membership(CONFIG.model_copy(update={"workers": 1, "max_workers": 2}), ("w0",))
+    back.restore(100.0, members.snapshot(), all_dead)
+    assert back.named("removed") == ("w1",)
+    assert back.add(101.0, 1) == ("w1",) and "w1" in back.start_due(101.0)
+    assert back.current("w1", 2)
+
+
 @pytest.mark.parametrize("state", ["absent", "given_up"])
 def test_nobody_speaks_for_a_worker_that_does_not_run(state: str) -> None:
     members = started()

@@ -358,6 +358,33 @@ def test_more_workers_while_there_is_work_for_them() -> None:
     assert "w1" in event["reason"]
 
 
+def test_a_worker_that_was_added_goes_on_counting_after_an_interruption() -> None:
+    rig = ShardRig(1000, workers=1, max_workers=2)
+    rig.tick()
+    rig.shard("w0")
+    rig.tick()
+    rig.tick()
+    for request in (1, 2):
+        assert rig.done("w1", rig.shard("w1", request)) == "counted"
+    rig.tick(interrupt=True)
+    ended = (m.Exit("w0", 1, 0), m.Exit("w1", 1, 0))
+    assert rig.tick(*ended, interrupt=True).outcome == "interrupted"
+    rig.config = rig.config.model_copy(update={"members": rig.config.members.model_copy(
+        update={"max_workers": 1}
+    )})  # fmt: skip
+    rig.restart(resumed=True)
+    assert rig.tick().spawn == (("w0", 2),) and rig.tick(m.Exit("w0", 2, 0), interrupt=True).outcome
+    rig.config = rig.config.model_copy(update={"members": rig.config.members.model_copy(
+        update={"max_workers": 2}
+    )})  # fmt: skip
+    rig.restart(resumed=True)
+    rig.tick()
+    rig.shard("w0", 1, 3)
+    rig.tick()
+    assert rig.tick().spawn == (("w1", 2),)
+    assert positions(rig.shard("w1", 1, 2)), "its first question is not taken for an old one"
+
+
 def test_what_workers_tell_is_shown_and_recorded_once() -> None:
     rig = begun()
     pool = PoolShown("load", "load", 2, rows_per_s=50.0)
