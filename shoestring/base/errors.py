@@ -103,3 +103,8 @@ class InterruptedRun(ShoestringError):
     """The user interrupted the run; it was checkpointed and can be resumed."""
 
     exit_code = 130
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in one line; its kind where it says nothing."""
+    return (str(error).splitlines() or [""])[0] or type(error).__name__

@@ -15,7 +15,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
 
-from shoestring.base.errors import LedgerError, StoreAwayError
+from shoestring.base.errors import LedgerError, StoreAwayError, first_line
 
 JOB, PATIENCE = "shoestring_job", "shoestring_patience_s"
 """Parameters of a URL that are ours; the database does not see them."""
@@ -181,7 +181,7 @@ def sql_state(error: sa.exc.DBAPIError) -> str | None:
 def reason(error: Exception) -> str:
     """An error in one line."""
     cause = error.orig if isinstance(error, sa.exc.DBAPIError) and error.orig is not None else error
-    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+    return first_line(cause)
 
 
 def cannot_open(name: str, error: Exception) -> LedgerError:

@@ -7,6 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from shoestring.base.errors import first_line
+
 Errors = dict[int, str]
 """Place of a row in a table -> what is wrong with it."""
 
@@ -54,7 +56,7 @@ def _pieces(array: pa.Array, kind: pa.DataType) -> tuple[list[pa.Array], Errors]
     try:
         return [cast(array, kind)], {}
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        why = str(error).splitlines()[0]
+        why = first_line(error)
         if not isinstance(error, pa.ArrowInvalid):  # no value of this type fits
             return [pa.nulls(len(array), kind)], dict.fromkeys(_given(array), why)
     if len(array) == 1:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import msgspec
 
-Ranges = tuple[tuple[int, int], ...]
+from shoestring.data.ranges import Range
+
+Ranges = tuple[Range, ...]
+IDENTITY, ERROR = "row", "error"
+"""Columns of the output that are ours."""
 
 
 class Staged(msgspec.Struct, frozen=True):
@@ -51,3 +57,9 @@ def file_name(lease_id: int, ranges: Ranges, suffix: str) -> str:
     Example: `part-000000001000-000007.parquet`.
     """
     return f"part-{ranges[0][0]:012d}-{lease_id:06d}{suffix}"
+
+
+def add_counts(into: dict[str, int], more: Mapping[str, int]) -> None:
+    """Add counts by kind to others."""
+    for key, count in more.items():
+        into[key] = count + (into[key] if key in into else 0)

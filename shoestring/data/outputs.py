@@ -32,10 +32,10 @@ import pyarrow as pa
 
 from shoestring.base.errors import SinkError
 from shoestring.data.fitting import fitted, with_errors
-from shoestring.data.output_state import Output, Staged
+from shoestring.data.output_state import ERROR, Output, Staged
 from shoestring.data.sink_config import SinkConfig
 from shoestring.data.sink_files import Files, UrlFiles, files_of_sink, is_part, shown
-from shoestring.data.sink_formats import ERROR, RowWriter, check_schema, writer_for
+from shoestring.data.sink_formats import RowWriter, check_schema, writer_for
 from shoestring.data.sinks import (
     IMAGES,
     MANIFEST,

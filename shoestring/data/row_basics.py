@@ -12,7 +12,7 @@ import fsspec
 import pyarrow as pa
 import zstandard
 
-from shoestring.base.errors import DataError
+from shoestring.base.errors import DataError, first_line
 from shoestring.data.packed import kind_of, unpacked
 from shoestring.data.row_types import as_type
 from shoestring.data.sources import SourceFile
@@ -98,7 +98,7 @@ class opened:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: BaseException) -> DataError:
-        said = (str(error).splitlines() or [""])[0] or type(error).__name__
         return DataError(
-            f"{self._file.url} cannot be read: {said}", "mend the file, or leave it out of the source"
+            f"{self._file.url} cannot be read: {first_line(error)}",
+            "mend the file, or leave it out of the source",
         )

@@ -13,6 +13,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from shoestring.base.errors import first_line
 from shoestring.data.packed import kind_of
 from shoestring.data.row_basics import READ_ERRORS, TOO_LONG, FileRows, Read, Rows, opened
 from shoestring.data.row_lines import CsvRows, JsonRows, TextRows
@@ -105,7 +106,7 @@ class ParquetRows:
         try:
             return source.read_row_group(number, columns=names), ""
         except READ_ERRORS as error:
-            damage = f"row group {number} is damaged: {str(error).splitlines()[0]}"
+            damage = f"row group {number} is damaged: {first_line(error)}"
         count = source.metadata.row_group(number).num_rows
         columns: dict[str, pa.Array] = {}
         for name in names:

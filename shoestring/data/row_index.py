@@ -18,7 +18,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from shoestring.base.config import Config
-from shoestring.base.errors import DataError
+from shoestring.base.errors import DataError, first_line
 from shoestring.data.row_basics import FileRows, Read
 from shoestring.data.row_formats import format_of, schema_of
 from shoestring.data.sources import SourceFile, files_of, version_of
@@ -210,7 +210,7 @@ def _read(index: RowIndex, one: IndexedFile, low: int, high: int, max_row_bytes:
             else _nothing(index.schema, high - low, GONE)
         )
     except (DataError, OSError, pa.lib.ArrowException) as error:
-        return _nothing(index.schema, high - low, str(error).splitlines()[0])
+        return _nothing(index.schema, high - low, first_line(error))
 
 
 def _nothing(schema: pa.Schema, count: int, why: str) -> Read:

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO, Protocol, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from shoestring.base.errors import ShoestringError, SinkError
+from shoestring.base.errors import ShoestringError, SinkError, first_line
+from shoestring.base.files import sync_folder
 
 RESUME = "then resume the run: what is committed stays"
 _USER_INFO = re.compile(r"(\w://)[^/@\s]+@")
@@ -96,7 +97,7 @@ def files_of_sink(path: str) -> Files:
         ) from error
     except Exception as error:
         raise SinkError(
-            f"cannot write to {shown(path)}: {first_line(error)}", "check the address, and your rights there"
+            f"cannot write to {shown(path)}: {_said(error)}", "check the address, and your rights there"
         ) from error
     return (
         LocalFiles(Path(root).absolute())
@@ -117,14 +118,14 @@ def telling(where: str, doing: str, kinds: tuple[type[Exception], ...] = (OSErro
     except ShoestringError:
         raise
     except kinds as error:
-        raise SinkError(f"cannot {doing} {shown(where)}: {first_line(error)}", _todo(error)) from error
+        raise SinkError(f"cannot {doing} {shown(where)}: {_said(error)}", _todo(error)) from error
 
 
-def first_line(error: BaseException) -> str:
+def _said(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, OSError) and error.strerror and error.errno:
         return error.strerror
-    return shown((str(error).splitlines() or [""])[0]) or type(error).__name__
+    return shown(first_line(error))
 
 
 def part_name(name: str) -> str:
@@ -176,7 +177,7 @@ class LocalFiles:
                 path = path.parent
             for one in reversed(missing):
                 one.mkdir(exist_ok=True)
-                _sync_folder(one.parent)
+                sync_folder(one.parent)
 
     def listed(self, folder: str = "") -> dict[str, int]:
         """See Files."""
@@ -222,7 +223,7 @@ class LocalFiles:
     def sync(self, folder: str = "") -> None:
         """See Files."""
         with self.telling():
-            _sync_folder(self.root / folder)
+            sync_folder(self.root / folder)
 
     def replace(self, name: str, data: bytes, fresh: bool = False) -> bool:
         """See Files."""
@@ -243,7 +244,7 @@ class LocalFiles:
                     part.replace(path)
             finally:
                 part.unlink(missing_ok=True)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         return True
 
     def move(self, old: str, new: str) -> None:
@@ -359,17 +360,6 @@ class UrlFiles:
 
     def _at(self, name: str) -> str:
         return f"{self._root}/{name}" if name else self._root
-
-
-def _sync_folder(path: Path) -> None:
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some mounted file systems cannot, and need not
-            raise
-    finally:
-        os.close(number)
 
 
 def _remove_tree(path: Path) -> None:

@@ -13,10 +13,9 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from shoestring.base.errors import SinkError
+from shoestring.base.errors import SinkError, first_line
+from shoestring.data.output_state import ERROR, IDENTITY
 from shoestring.data.sink_config import SinkConfig
-
-IDENTITY, ERROR = "row", "error"
 
 
 class RowWriter(Protocol):
@@ -76,7 +75,7 @@ class ParquetRows:
             self._writer = pq.ParquetWriter(stream, schema, compression=compression)
         except pa.ArrowNotImplementedError as error:
             raise SinkError(
-                f"parquet cannot hold these columns: {str(error).splitlines()[0]}",
+                f"parquet cannot hold these columns: {first_line(error)}",
                 "leave the column out (sink.columns), or set sink.format to jsonl",
             ) from error
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from shoestring.base.errors import SinkError
-from shoestring.data.output_state import Output, Ranges
+from shoestring.data.output_state import Output, Ranges, add_counts
 from shoestring.data.sink_config import SinkConfig
 from shoestring.data.sink_files import Files, files_of_sink, shown
 
@@ -128,9 +128,8 @@ def encode_manifest(manifest: Manifest) -> bytes:
     manifest.failed = sum(entry.failed for entry in manifest.files)
     manifest.errors, manifest.not_numbers = {}, {}
     for entry in manifest.files:
-        for into, counts in ((manifest.errors, entry.errors), (manifest.not_numbers, entry.not_numbers)):
-            for key, count in counts.items():
-                into[key] = count + (into[key] if key in into else 0)
+        add_counts(manifest.errors, entry.errors)
+        add_counts(manifest.not_numbers, entry.not_numbers)
     fields = msgspec.to_builtins(manifest)
     files = fields.pop("files")
     head = ",\n".join(f"{_json(key)}: {_json(value)}" for key, value in fields.items())

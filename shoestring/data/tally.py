@@ -7,7 +7,7 @@ import re
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from shoestring.data.sink_formats import ERROR, IDENTITY
+from shoestring.data.output_state import ERROR, IDENTITY, add_counts
 
 KIND_CHARS = 60
 KIND_PARTS = 2
@@ -42,7 +42,7 @@ class Tally:
         for name, column in zip(table.schema.names, table.columns, strict=True):
             count = sum(not_numbers(chunk) for chunk in column.chunks)
             if count:
-                self.not_numbers[name] = count + (self.not_numbers[name] if name in self.not_numbers else 0)
+                add_counts(self.not_numbers, {name: count})
 
     def _add_errors(self, table: pa.Table) -> None:
         texts = table.column(ERROR)
@@ -58,7 +58,7 @@ class Tally:
             kind = kind_of_error(one["values"])
             if kind not in self.errors and len(self.errors) >= MAX_KINDS - 1:
                 kind = OTHER
-            self.errors[kind] = one["counts"] + (self.errors[kind] if kind in self.errors else 0)
+            add_counts(self.errors, {kind: one["counts"]})
 
 
 def kind_of_error(text: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import msgspec
 
 from shoestring.base.errors import CheckpointError
+from shoestring.base.files import sync_folder
 
 MANIFEST = "manifest.json"
 
@@ -103,10 +104,10 @@ class DiskKeeper:
                 file.write(msgspec.json.encode(manifest))
                 file.flush()
                 os.fsync(file.fileno())
-            _sync_directory(aside)
+            sync_folder(aside)
             shutil.rmtree(final, ignore_errors=True)
             aside.rename(final)
-            _sync_directory(self.root)
+            sync_folder(self.root)
             self._distrusted.pop(final.name, None)  # what stands there now is another checkpoint
             self._drop_others(final)
         except OSError as error:
@@ -175,11 +176,3 @@ def file_checksum(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256")
     return path.stat().st_size, digest.hexdigest()
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

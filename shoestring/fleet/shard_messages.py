@@ -5,7 +5,7 @@ Every request may be sent again. A shard is a plain lease of the ledger; its out
 
 from __future__ import annotations
 
-from shoestring.data.output_state import Staged
+from shoestring.data.output_state import Ranges, Staged
 from shoestring.fleet.job_status import PoolShown
 from shoestring.fleet.terms import Message
 
@@ -99,7 +99,7 @@ class Shard(Message, frozen=True):
     """
 
     lease_id: int
-    ranges: tuple[tuple[int, int], ...]
+    ranges: Ranges
     verdicts: dict[int, str] = {}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from shoestring.data.output_state import Output, Staged
+from shoestring.data.output_state import Output, Staged, add_counts
 from shoestring.fleet.job_status import JobStatus, PoolShown
 
 WINDOW_S = 30.0
@@ -32,9 +32,8 @@ class Totals(msgspec.Struct):
         self.rows += staged.rows
         self.failed += staged.failed
         self.shards += 1
-        for into, counts in ((self.errors, staged.errors), (self.not_numbers, staged.not_numbers)):
-            for key, count in counts.items():
-                into[key] = count + (into[key] if key in into else 0)
+        add_counts(self.errors, staged.errors)
+        add_counts(self.not_numbers, staged.not_numbers)
 
     def worst(self) -> str:
         """Errors by kind in words, the most frequent first."""

@@ -11,12 +11,12 @@ from pathlib import PurePosixPath
 import pyarrow as pa
 
 from shoestring.base.errors import ConfigError
+from shoestring.data.output_state import ERROR as ERROR
+from shoestring.data.output_state import IDENTITY as IDENTITY
 from shoestring.infer.config import ROWS, InferConfig, StageConfig
 
 RESERVED = (ROWS, "load", "write")
 """Names that pools and the source have."""
-IDENTITY, ERROR = "row", "error"
-"""Columns of the output that are ours."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _OTHER = re.compile(r"[^a-z0-9]+")
 

@@ -68,7 +68,7 @@ def test_the_second_claimer_wins_whatever_the_first_is_doing(url: str) -> None:
         try:
             store, rng = stores[number], random.Random(number)
             gate.wait(DEADLINE_S)
-            for turn in range(12):
+            for _ in range(12):
                 claim = store.claim()
                 for step in range(rng.randint(1, 12)):
                     # Each adds one to what it has read, or has written itself.
@@ -81,7 +81,6 @@ def test_the_second_claimer_wins_whatever_the_first_is_doing(url: str) -> None:
                         refused[number] += 1
                         break
                     confirmed[number].append(value)
-                assert turn < 12
         except BaseException as error:
             problems.append(error)
 
