@@ -21,6 +21,9 @@ JOB, PATIENCE = "shoestring_job", "shoestring_patience_s"
 """Parameters of a URL that are ours; the database does not see them."""
 MAX_PREFIX = 40
 """Characters; PostgreSQL's names have 63 at most."""
+START_OVER = (
+    "move it away: a resumed training run starts from its newest checkpoint, a job over rows starts anew"
+)
 _LIBPQ = {
     "connect_timeout": "10",
     "keepalives_idle": "10",
@@ -188,7 +191,7 @@ def cannot_open(name: str, error: Exception) -> LedgerError:
     """The error of a store that cannot be opened."""
     return LedgerError(
         f"cannot open the ledger's store {name}: {reason(error)}",
-        "check the path or URL; a damaged store moved away, a resumed run starts from its newest checkpoint",
+        f"check the path or URL; if it is damaged, {START_OVER}",
     )
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable
 import msgspec
 
 from shoestring.base.errors import LedgerError
+from shoestring.data.databases import START_OVER
 from shoestring.data.ledger import Ledger
 from shoestring.data.ledger_state import Head, Lease, LedgerSpec, Letter, Snapshot, decode_snapshot
 from shoestring.data.output_state import Output
@@ -276,7 +277,4 @@ def storable(text: str) -> str:
 
 
 def _damaged(error: Exception) -> LedgerError:
-    return LedgerError(
-        f"the ledger's store is damaged: {error}",
-        "move it away, and a resumed run starts from its newest checkpoint",
-    )
+    return LedgerError(f"the ledger's store is damaged: {error}", START_OVER)
