@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,10 +28,10 @@ from shoestring.infer.crew import Member
 from shoestring.infer.desk import Desk
 from shoestring.infer.engine import FIRST_BATCH, MOST_ITEMS, Engine, Tools
 from shoestring.infer.graph import Graph
-from shoestring.infer.kids import NurseryKids, Outfit
+from shoestring.infer.kids import NurseryKids
 from shoestring.infer.layout import Setting
 from shoestring.infer.nursery import Nursery
-from shoestring.infer.placement import budget_for, devices_of, look
+from shoestring.infer.placement import budget_for, devices_of, look, outfits
 from shoestring.infer.rehearsal import Rehearsal, StageCost
 from shoestring.infer.schemas import agreed
 from shoestring.infer.shards import rows_of
@@ -60,8 +60,11 @@ LEAST_PART = 0.05
 """Of what a file costs is by its rows, however the two files of the trial compare."""
 
 
-def rehearse(config: InferConfig, index: RowIndex, rows: int, clock: Clock) -> Rehearsal:
+def rehearse(config: InferConfig, index: RowIndex, rows: int, clock: Clock, cores: float = 1.0) -> Rehearsal:
     """Run `rows` rows, evenly spread over the source, through all stages; this process loads no model.
+
+    Args:
+        cores: of each worker of the job: a stage computes with as many threads as it will there.
 
     Raises:
         InferError: a stage cannot be set up, fails with all rows alike (a bug; with its traceback), or had
@@ -70,11 +73,12 @@ def rehearse(config: InferConfig, index: RowIndex, rows: int, clock: Clock) -> R
         FleetError: processes could not be started.
     """
     began_s = clock.now()
-    graph = Graph.of(config, index.schema)
     with tempfile.TemporaryDirectory(prefix="shoestring-trial-") as name:
         folder = Path(name)
         index.save(folder / "index")
         short = _short(config, folder)
+        graph = Graph.of(short, index.schema)
+        kids = outfits(Graph.of(config, index.schema), cores)
         payload = InferPayload(short.model_dump_json().encode(), str(folder / "index"), "trial")
         segments = Segments.make()
         try:
@@ -84,7 +88,8 @@ def rehearse(config: InferConfig, index: RowIndex, rows: int, clock: Clock) -> R
             )
             try:
                 notes = Notes(segments)
-                _play(short, graph, index, min(rows, index.rows), clock, segments, nursery, notes)
+                made = NurseryKids(nursery, kids)
+                _play(short, graph, index, min(rows, index.rows), clock, segments, made, notes)
             finally:
                 nursery.close()
         finally:
@@ -111,13 +116,12 @@ def _play(
     rows: int,
     clock: Clock,
     segments: Segments,
-    nursery: Nursery,
+    kids: NurseryKids,
     notes: Notes,
 ) -> None:
     seat = TrialSeat(spread(index.rows, rows), notes, index.rows)
-    outfits = {name: Outfit(node.config.device_share) for name, node in graph.nodes.items()}
     tools = Tools(
-        kids=NurseryKids(nursery, {"load": Outfit(), "write": Outfit(), **outfits}),
+        kids=kids,
         desk=Desk(seat, clock),
         clock=clock,
         remove=segments.remove,
@@ -136,7 +140,9 @@ def _play(
     try:
         engine.work()
     except InferError as error:
-        if not error.what.startswith("stage "):  # else it says itself what is wrong with the stage
+        if notes.loaded and not error.what.startswith(
+            "stage "
+        ):  # else it says itself what is wrong with the stage
             notes.check_known(graph, rows)
         raise
     finally:
@@ -198,7 +204,7 @@ class Notes:
 
     def __init__(self, segments: Segments) -> None:
         self._segments = segments
-        self.passes: list[dict[str, Part]] = []
+        self.passes: list[defaultdict[str, Part]] = []
         self.rows: list[int] = []
         self.staged: list[Staged] = []
         self.setup_s: dict[str, float] = {}
@@ -211,15 +217,20 @@ class Notes:
         self.texts: dict[str, str] = {}
         self.errors: Counter[str] = Counter()
 
+    @property
+    def loaded(self) -> bool:
+        """Whether any row was read."""
+        return bool(self.loaded_bytes)
+
     def begin(self, rows: int) -> None:
         """Another pass."""
-        self.passes.append({})
+        self.passes.append(defaultdict(Part))
         self.rows.append(rows)
 
     def saw(self, member: Member[object], order: Orders, reply: Replies) -> None:
         """An answer."""
         first = len(self.passes) == 1
-        part = self.passes[-1].setdefault(member.pool, Part())
+        part = self.passes[-1][member.pool]
         if isinstance(reply, Loaded) and isinstance(order, Load):
             part.answers.append((reply.rows, reply.cost))
             self.loaded_bytes = reply.size_bytes
@@ -261,8 +272,7 @@ class Notes:
                     f"{self.texts[name]}",
                     "mend it, or try more rows: --set trial.rows=1000",
                 )
-            reached = node.parent == ROWS or node.parent in self.schemas
-            if reached and self.passes and "load" in self.passes[0]:
+            if node.parent == ROWS or node.parent in self.schemas:
                 raise InferError(
                     f"in the trial's {rows} rows there was nothing that stage {name} could answer: what it "
                     f"makes is not known",
@@ -393,11 +403,16 @@ def summed_up(notes: Notes, graph: Graph, took_s: float) -> Rehearsal:
     rows = notes.rows[0]
     stages = {}
     for name in graph.nodes:
-        item_s, share = last[name].rate()
-        per_row = first[name].items / rows
-        batch = first_batch(first[name].rate()[0], min(FIRST_BATCH, rows))
+        # A run of neighbours may hold nothing for a stage that rows from all over had something for.
+        item_s, share = (last[name] if last[name].items else first[name]).rate()
+        batch = min(FIRST_BATCH, rows)
+        if first[name].items:
+            batch = first_batch(first[name].rate()[0], batch)
         if last is not first:
             batch = first_batch(item_s, batch)
+        # Where rows from all over had nothing for it, those of the run say how much there is.
+        seen, among = (first, rows) if first[name].items else (last, notes.rows[-1])
+        per_row = seen[name].items / among
         stages[name] = StageCost(
             name=name,
             setup_s=notes.setup_s[name],

@@ -67,7 +67,7 @@ def run_trial(
     Raises:
         InferError: a stage cannot be set up, or fails with all rows alike: a bug, with its traceback.
     """
-    found = kept or rehearse(config, index, min(config.trial.rows, index.rows), clock)
+    found = kept or rehearse(config, index, min(config.trial.rows, index.rows), clock, cores)
     workers = config.fleet.members.workers or 1
     return Trial(found, expect(found, stages, config.pools, index.rows, cores, workers))
 

@@ -64,6 +64,19 @@ def test_it_finds_types_costs_and_sizes_and_leaves_nothing(tmp_path: Path) -> No
     assert {name for name in set(os.listdir("/dev/shm")) - before if f"-{os.getpid()}-" in name} == set()
 
 
+def test_one_process_of_each_part_works_with_the_threads_of_the_job(tmp_path: Path) -> None:
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    options = {"below": 10, "marks": str(marks)}
+    config = job(
+        tmp_path, 70_000, [{"uses": "Seldom", "options": options, "processes": 2}, {"uses": "Classify"}]
+    )
+    found = rehearse(config, RowIndex.build(config.source), 60, SystemClock(), cores=8.0)
+    assert [one.name.partition("-")[2] for one in marks.iterdir()] == ["4"]
+    # The timed rows are from the middle, where nothing comes out.
+    assert found.stages["classify"].item_s > 0 and 0 < found.stages["classify"].items_per_row < 0.2
+
+
 def test_errors_of_rows_are_told(tmp_path: Path) -> None:
     stages = [{"uses": "Poison", "options": {"at": [0, 1, 299], "what": "raise"}}]
     found = trial(tmp_path, 300, stages, tried=40)
