@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from shoestring.fleet.supervisor import Interrupts, Supervisor
 from shoestring.train.config import TrainConfig
 from shoestring.train.runs import JobConfig
 from shoestring.train.schedules import ScheduleConfig
+from shoestring.train.servers.shelf import Turns
 from tests.seeds import few
 from tests.train.fleets import final_state, make_launch, run
 from tests.train.test_counting_under_kills import ChaosHost, run_under
@@ -192,6 +194,26 @@ def test_a_checkpoint_of_two_servers_goes_on_with_three_or_with_none(tmp_path: P
         launch = counting(tmp_path / str(servers), 600, 2, servers, batch=20)
         assert run(launch).status == "finished"
         assert torch.equal(counts_of(launch, 600), torch.ones(600))
+
+
+def test_who_asks_first_is_next() -> None:
+    """Or one thread, served now and then, tells the coordinator nothing for seconds."""
+    turns, got = Turns(), []
+
+    def take(name: int) -> None:
+        with turns:
+            got.append(name)
+
+    threads = [threading.Thread(target=take, args=(name,)) for name in range(5)]
+    with turns:
+        for asked, thread in enumerate(threads, 1):
+            thread.start()
+            while turns.waiting < asked:
+                assert thread.is_alive()
+        assert not got
+    for thread in threads:
+        thread.join()
+    assert got == [0, 1, 2, 3, 4] and turns.waiting == 0
 
 
 def test_a_slow_server_is_restarted_and_nothing_of_the_model_is_lost(tmp_path: Path) -> None:

@@ -75,6 +75,35 @@ class Sum:
     rows: list[Rows]
 
 
+class Turns:
+    """A lock that goes round in the order of asking.
+
+    A plain one goes to whoever asks at the right moment: threads that serve busy workers kept the one that
+    speaks with the coordinator waiting for seconds, and so its reports and its news.
+    """
+
+    def __init__(self) -> None:
+        self._moved = threading.Condition()
+        self._given = self._turn = 0
+
+    def __enter__(self) -> None:
+        with self._moved:
+            mine = self._given
+            self._given += 1
+            self._moved.wait_for(lambda: self._turn == mine)
+
+    def __exit__(self, *_: object) -> None:
+        with self._moved:
+            self._turn += 1
+            self._moved.notify_all()
+
+    @property
+    def waiting(self) -> int:
+        """How many have asked and not got it yet."""
+        with self._moved:
+            return max(0, self._given - self._turn - 1)
+
+
 class Shelf:
     """Any thread may call anything.
 
@@ -105,7 +134,7 @@ class Shelf:
         self._squares: dict[int, float] = {}
         self._refused: set[int] = set()
         self._waiting = threading.Lock()  # of pushes; never held while others are asked
-        self._applying = threading.Lock()  # of the state
+        self._applying = Turns()  # of the state
         self._news = threading.Event()
         self._to_save: list[Copy] = []
         self._asked = ""
