@@ -33,13 +33,11 @@ class Growth:
             free run is long enough, and it keeps what it has.
         span: what it owns now.
         old: what it owned before; where `how` is `append` its contents are to be copied.
-        reason: in words.
     """
 
     how: Literal["extend", "append", "wait"]
     span: Span
     old: Span
-    reason: str
 
 
 class Segments:
@@ -58,11 +56,6 @@ class Segments:
     def used(self) -> int:
         """Blocks that somebody owns."""
         return sum(span.blocks for span in self._sorted)
-
-    @property
-    def end(self) -> int:
-        """The first block behind the last span."""
-        return self._sorted[-1].end if self._sorted else 0
 
     def span(self, owner: int) -> Span:
         """What a sequence owns."""
@@ -98,18 +91,15 @@ class Segments:
         if behind >= need:
             span = Span(old.start, max(old.blocks, min(behind, wish)))
             self._put(owner, span)
-            return Growth("extend", span, old, f"{span.blocks - old.blocks} blocks behind it were free")
+            return Growth("extend", span, old)
         self._drop(owner)
         run = _choose(self.free(), need, wish)
         if run is None:
             self._put(owner, old)
-            longest = max((one.blocks for one in self.free()), default=0)
-            return Growth(
-                "wait", old, old, f"it needs {need} blocks, and the longest free run has {longest} of them"
-            )
+            return Growth("wait", old, old)
         span = Span(run.start, min(run.blocks, wish))
         self._put(owner, span)
-        return Growth("append", span, old, f"{behind} blocks at its place, {run.blocks} free at {run.start}")
+        return Growth("append", span, old)
 
     def give(self, owner: int) -> Span:
         """The sequence is through; what it owned is free."""

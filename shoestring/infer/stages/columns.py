@@ -1,15 +1,17 @@
-"""What kinds of stages share: options, the columns they read, rows that they cannot take (source: ours)."""
+"""What kinds of stages share: options, the columns they read, rows that they cannot take, the way of a batch
+through a model that is a file (source: ours)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 from shoestring.base.config import Config, parse_config
 from shoestring.base.errors import ConfigError, InferError
-from shoestring.infer.batch import Batch
+from shoestring.infer.batch import Answer, Batch
 from shoestring.infer.config import StageConfig
 
 C = TypeVar("C", bound=Config)
@@ -94,21 +96,109 @@ def stacked(values: Any, shape: Sequence[int | None], name: str) -> tuple[Array,
     return out, errors
 
 
-def as_columns(outputs: Mapping[str, Array], rows: int) -> dict[str, Any]:
-    """A model's outputs, one entry a row.
+class Feed:
+    """The way of a batch through a model that is a file: columns become arrays, those go in by as many rows
+    as the model takes, and what comes out is joined.
+
+    Args:
+        path: of the model, for words.
+        given: options.inputs: the model's input -> the column that goes there.
+        rows: of each of the model's inputs, its first dimension; None: any.
+        least, most: rows that a call takes, where that is not fixed; None: no bound.
+
+    Raises:
+        ConfigError: `given` names what the model has not, or its inputs disagree about the batch.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        given: Mapping[str, str],
+        rows: Mapping[str, int | None],
+        least: int = 1,
+        most: int | None = None,
+    ) -> None:
+        check_known("inputs", given, rows, path)
+        self._columns = {name: given[name] if name in given else name for name in rows}
+        fixed = {size for size in rows.values() if size is not None}
+        if len(fixed) > 1:
+            raise ConfigError(
+                f"the model's inputs have different first dimensions: {dict(rows)}",
+                "export it with the batch as first dimension of every input",
+            )
+        self._least, self._most = (max(fixed), max(fixed)) if fixed else (least, most)
+
+    def answer(
+        self,
+        batch: Batch,
+        array_of: Callable[[str, Any], tuple[Array, dict[int, str]]],
+        call: Callable[[dict[str, Array]], Mapping[str, Array]],
+    ) -> Answer:
+        """Outputs of all rows; those that do not fit get an error.
+
+        Args:
+            array_of: (an input, its column) -> the array that goes in, and what is wrong with rows.
+            call: the model: inputs by name -> outputs by name.
+
+        Raises:
+            InferError: there is no such column, or an output has another number of rows.
+        """
+        arrays: dict[str, Array] = {}
+        errors: dict[int, str] = {}
+        for name, column in self._columns.items():
+            arrays[name], wrong = array_of(name, column_of(batch, column, f"options.inputs.{name}"))
+            errors |= wrong
+        if len(errors) == len(batch):  # what stands in for these rows has no shape that is known to fit
+            return Answer({}, errors=errors)
+        parts = []
+        size = self._most or len(batch)
+        for start in range(0, len(batch), size):
+            end = min(start + size, len(batch))
+            feed = {name: _filled(array[start:end], self._least) for name, array in arrays.items()}
+            parts.append(_cut(call(feed), max(end - start, self._least), end - start))
+        return Answer(
+            {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, errors=errors
+        )
+
+
+def check_known(option: str, given: Iterable[str], there: Collection[str], path: Path) -> None:
+    """Refuse names in an option that a model has not.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    for name in given:
+        if name not in there:
+            raise ConfigError(
+                f"options.{option} names {name!r}, which {path} has not", f"it has: {', '.join(there)}"
+            )
+
+
+def normal_pixels(pixels: Array, mean: Sequence[float], std: Sequence[float]) -> Array:
+    """Pixels [..., 3] of 0 to 255 as 0 to 1, less `mean`, by `std`; float32."""
+    scaled: Array = pixels.astype(np.float32) / np.float32(255)
+    return (scaled - np.array(mean, np.float32)) / np.array(std, np.float32)
+
+
+def _filled(array: Array, least: int) -> Array:
+    """Filled up to the rows that a model insists on, with its last row."""
+    missing = least - len(array)
+    return np.concatenate([array, np.repeat(array[-1:], missing, axis=0)]) if missing > 0 else array
+
+
+def _cut(outputs: Mapping[str, Array], given: int, rows: int) -> dict[str, Array]:
+    """Outputs of a call with `given` rows, of which `rows` are wanted.
 
     Raises:
         InferError: an output has another number of rows.
     """
-    columns = {}
     for name, array in outputs.items():
-        if array.ndim == 0 or array.shape[0] != rows:
+        if array.ndim == 0 or array.shape[0] != given:
             raise InferError(
-                f"the output {name!r} has the shape {tuple(array.shape)} for {rows} rows",
+                f"the output {name!r} has the shape {tuple(array.shape)} for {given} rows",
                 "the model's first dimension has to be the batch, in what goes in and in what comes out",
             )
-        columns[name] = array
-    return columns
+    return {name: array[:rows] for name, array in outputs.items()}
 
 
 def _fitting(values: Any, shape: Sequence[int | None]) -> Array | None:
@@ -146,32 +236,3 @@ def _shape(row: Array | None) -> str:
 
 def _words(shape: Sequence[int | None]) -> str:
     return "x".join("any" if size is None else str(size) for size in shape) or "one number"
-
-
-def batch_sizes_agree(sizes: Mapping[str, int | None]) -> int | None:
-    """The batch size that a model insists on; None: any.
-
-    Raises:
-        ConfigError: its inputs disagree.
-    """
-    fixed = {size for size in sizes.values() if size is not None}
-    if len(fixed) > 1:
-        raise ConfigError(
-            f"the model's inputs have different first dimensions: {dict(sizes)}",
-            "export it with the batch as first dimension of every input",
-        )
-    return fixed.pop() if fixed else None
-
-
-def pieces_of(rows: int, batch: int | None) -> list[tuple[int, int]]:
-    """(start, end) of the calls that it takes; one, where any batch size will do."""
-    if batch is None:
-        return [(0, rows)]
-    return [(start, min(start + batch, rows)) for start in range(0, rows, batch)]
-
-
-def filled(array: Array, batch: int | None) -> Array:
-    """Filled up to the batch size that a model insists on, with its last row."""
-    if batch is None or len(array) == batch:
-        return array
-    return np.concatenate([array, np.repeat(array[-1:], batch - len(array), axis=0)])

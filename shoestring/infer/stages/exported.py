@@ -21,19 +21,10 @@ import torch
 from pydantic import Field
 
 from shoestring.base.config import Config
-from shoestring.base.errors import ConfigError
+from shoestring.base.errors import ConfigError, first_line
 from shoestring.infer.batch import Answer, Batch, StageContext
 from shoestring.infer.config import StageConfig
-from shoestring.infer.stages.columns import (
-    Array,
-    as_columns,
-    batch_sizes_agree,
-    column_of,
-    filled,
-    options_of,
-    pieces_of,
-    stacked,
-)
+from shoestring.infer.stages.columns import Array, Feed, options_of, stacked
 
 _TARGETS = re.compile(
     r"torch\.ops\.\w+\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+|torch\._sym_sqrt"
@@ -76,43 +67,23 @@ class ExportStage:
             torch.set_num_threads(context.threads)
         program = _loaded(path)
         self._inputs = _inputs(program, path)
-        for name in options.inputs:
-            if name not in self._inputs:
-                raise ConfigError(
-                    f"options.inputs names {name!r}, which {path} has not",
-                    f"it takes: {', '.join(self._inputs)}",
-                )
-        self._columns = {
-            name: options.inputs[name] if name in options.inputs else name for name in self._inputs
-        }
-        self._batch = batch_sizes_agree({name: _size(one.shape[0]) for name, one in self._inputs.items()})
-        self._least, self._most = _bounds(program, self._inputs.values())
+        rows = {name: _size(one.shape[0]) for name, one in self._inputs.items()}
+        self._feed = Feed(path, options.inputs, rows, *_bounds(program, self._inputs.values()))
         self._names = options.outputs
         self._run = program.module().to(self._device)
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Answer:
         """Outputs of all rows; those that do not fit get an error."""
-        arrays: dict[str, Array] = {}
-        errors: dict[int, str] = {}
-        for name, column in self._columns.items():
-            values = column_of(batch, column, f"options.inputs.{name}")
-            shape = [_size(size) for size in self._inputs[name].shape[1:]]
-            arrays[name], wrong = stacked(values, shape, name)
-            errors |= wrong
-        parts = []
-        for start, end in pieces_of(len(batch), self._batch or self._most):
-            size = self._batch or max(end - start, self._least)
-            found = self._called({name: filled(array[start:end], size) for name, array in arrays.items()})
-            parts.append({name: array[: end - start] for name, array in found.items()})
-        joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        return Answer(as_columns(joined, len(batch)), errors=errors)
+        return self._feed.answer(batch, self._array, self._called)
+
+    def _array(self, name: str, values: Any) -> tuple[Array, dict[int, str]]:
+        return stacked(values, [_size(size) for size in self._inputs[name].shape[1:]], name)
 
     def _called(self, arrays: dict[str, Array]) -> dict[str, Array]:
         tensors = [
-            torch.from_numpy(np.array(array)).to(
-                self._device, self._inputs[name].dtype
-            )  # a copy may be written to
+            # A copy, which may be written to.
+            torch.from_numpy(np.array(array)).to(self._device, self._inputs[name].dtype)
             for name, array in arrays.items()
         ]
         out = self._run(*tensors)
@@ -201,7 +172,7 @@ def _hidden(data: bytes) -> str:
     try:
         torch.load(io.BytesIO(data), weights_only=True)
     except Exception as error:  # noqa: BLE001  torch.export falls back to unpickling whichever it is
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return ""
 
 

@@ -18,10 +18,13 @@ from torch import Tensor
 
 from shoestring.base.errors import ConfigError
 from shoestring.infer.batch import Answer, Batch
-from shoestring.infer.stages.columns import Array, column_of, stacked, texts_of
-from shoestring.infer.stages.text import Codec, TextOptions, seed_of
+from shoestring.infer.stages.columns import Array, column_of, normal_pixels, stacked, texts_of
+from shoestring.infer.stages.text import Codec, TextOptions, bounds_of, seed_of, text_answer
 
 _PADDED_TOKENS = 8192  # of one forward pass, padding included
+_OFFSETS, _SPECIAL = "offset_mapping", "special_tokens_mask"
+Places = tuple[list[tuple[int, int]], list[int]]
+"""Of a text's tokens: first and last character, and whether a token is none of the text's own."""
 
 
 class Reader:
@@ -39,14 +42,28 @@ class Reader:
             tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
         self.tokenizer, self._column, self._longest, self._device = tokenizer, column, longest, device
 
-    def passes(self, batch: Batch, errors: dict[int, str]) -> Iterator[tuple[list[int], Any]]:
-        """(rows, inputs of the model [B, T]); rows that hold no text are noted in `errors`."""
+    def passes(
+        self, batch: Batch, errors: dict[int, str], places: bool = False
+    ) -> Iterator[tuple[list[int], Any, list[Places]]]:
+        """(rows, inputs of the model [B, T], where each row's tokens are); rows without a text are noted in
+        `errors`.
+
+        Args:
+            places: whether they are asked for; there are none else.
+        """
         texts, wrong = texts_of(batch, self._column, "options.text")
         errors |= wrong
         rows = [row for row in range(len(texts)) if row not in wrong]
         if not rows:
             return
-        encoded = self.tokenizer([texts[row] for row in rows], truncation=True, max_length=self._longest)
+        encoded = self.tokenizer(
+            [texts[row] for row in rows],
+            truncation=True,
+            max_length=self._longest,
+            return_offsets_mapping=places,
+            return_special_tokens_mask=places,
+        )
+        found = list(zip(encoded.pop(_OFFSETS), encoded.pop(_SPECIAL), strict=True)) if places else []
         lengths = [len(ids) for ids in encoded["input_ids"]]
         for place, length in enumerate(lengths):
             if not length:
@@ -55,7 +72,11 @@ class Reader:
         for chosen in _by_tokens(order, lengths):
             part = {name: [values[place] for place in chosen] for name, values in encoded.items()}
             padded = self.tokenizer.pad(part, return_tensors="pt")
-            yield [rows[place] for place in chosen], padded.to(self._device)
+            yield (
+                [rows[place] for place in chosen],
+                padded.to(self._device),
+                [found[place] for place in chosen] if places else [],
+            )
 
 
 class TextClasses:
@@ -69,7 +90,7 @@ class TextClasses:
         """The likeliest label and its probability; all of them with `scores`."""
         errors: dict[int, str] = {}
         logits = np.zeros((len(batch), self._model.config.num_labels), np.float32)
-        for rows, inputs in self._read.passes(batch, errors):
+        for rows, inputs, _ in self._read.passes(batch, errors):
             logits[rows] = self._model(**inputs).logits.float().cpu().numpy()
         return Answer(_classes(logits, self._model.config, self._scores), errors=errors)
 
@@ -90,22 +111,14 @@ class TokenClasses:
         """Spans of text with their labels; label `O` is none."""
         errors: dict[int, str] = {}
         found: list[list[dict[str, Any]]] = [[] for _ in range(len(batch))]
-        texts, _ = texts_of(batch, self._read._column, "options.text")
-        for rows, inputs in self._read.passes(batch, errors):
+        for rows, inputs, places in self._read.passes(batch, errors, places=True):
             chance = self._model(**inputs).logits.float().softmax(-1)
             score_BT, label_BT = (one.cpu().numpy() for one in chance.max(-1))
             for place, row in enumerate(rows):
-                encoding = self._read.tokenizer(
-                    texts[row],
-                    truncation=True,
-                    max_length=self._read._longest,
-                    return_offsets_mapping=True,
-                    return_special_tokens_mask=True,
-                )
-                shift = label_BT.shape[1] - len(encoding["input_ids"])
-                left = shift if self._read.tokenizer.padding_side == "left" else 0
-                end = left + len(encoding["input_ids"])
-                found[row] = self._entities(label_BT[place, left:end], score_BT[place, left:end], encoding)
+                length = len(places[place][0])
+                left = label_BT.shape[1] - length if self._read.tokenizer.padding_side == "left" else 0
+                its = slice(left, left + length)
+                found[row] = self._entities(label_BT[place, its], score_BT[place, its], places[place])
         kind = pa.list_(
             pa.struct(
                 [("start", pa.int32()), ("end", pa.int32()), ("label", pa.string()), ("score", pa.float32())]
@@ -113,13 +126,13 @@ class TokenClasses:
         )
         return Answer({"entities": pa.array(found, kind)}, errors=errors)
 
-    def _entities(self, labels: Array, scores: Array, encoding: Any) -> list[dict[str, Any]]:
+    def _entities(self, labels: Array, scores: Array, places: Places) -> list[dict[str, Any]]:
         names = self._model.config.id2label
         out: list[dict[str, Any]] = []
         last = -1
-        for place, (start, end) in enumerate(encoding["offset_mapping"]):
+        for place, ((start, end), special) in enumerate(zip(*places, strict=True)):
             name = names[int(labels[place])]
-            if encoding["special_tokens_mask"][place] or name == "O":
+            if special or name == "O":
                 continue
             begins, label = name.startswith("B-"), name.removeprefix("B-").removeprefix("I-")
             if out and last == place - 1 and out[-1]["label"] == label and not begins:
@@ -142,7 +155,7 @@ class Embedding:
         """The mean of the last hidden states over a text's tokens, or the first one."""
         errors: dict[int, str] = {}
         out = np.zeros((len(batch), self._model.config.hidden_size), np.float32)
-        for rows, inputs in self._read.passes(batch, errors):
+        for rows, inputs, _ in self._read.passes(batch, errors):
             hidden_BTh: Tensor = self._model(**inputs).last_hidden_state.float()
             mask_BT1 = inputs["attention_mask"][..., None].float()
             if self._pooling == "mean":
@@ -204,8 +217,7 @@ class ImageClasses:
         good = [row for row in range(len(batch)) if row not in errors]
         logits = np.zeros((len(batch), self._model.config.num_labels), np.float32)
         if good:
-            scaled: Array = pixels[good].astype(np.float32) / np.float32(255)
-            scaled = (scaled - np.array(self._look.mean, np.float32)) / np.array(self._look.std, np.float32)
+            scaled = normal_pixels(pixels[good], self._look.mean, self._look.std)
             ready = torch.from_numpy(np.ascontiguousarray(scaled.transpose(0, 3, 1, 2)))
             ready = ready.to(self._model.device, self._model.dtype)
             logits[good] = self._model(pixel_values=ready).logits.float().cpu().numpy()
@@ -254,27 +266,23 @@ class StaticGeneration:
         """New texts of all rows."""
         options = self._options
         texts, errors = texts_of(batch, options.prompt, "options.prompt")
+        bounds, wrong = bounds_of(options, batch)
+        errors |= wrong
         ids = [self._codec.encode(text) for text in texts]
         errors |= {row: "the prompt is empty" for row, one in enumerate(ids) if not one and row not in errors}
-        made: list[list[int]] = [[] for _ in texts]
-        good = [row for row in range(len(texts)) if row not in errors]
+        made: dict[int, list[int]] = {
+            row: [] for row in range(len(texts)) if row not in errors and not bounds[row]
+        }
+        good = [row for row in range(len(texts)) if row not in errors and bounds[row]]
         # Drawn one by one, so that a row's draw depends on its seed and prompt alone.
         groups = [[row] for row in good] if options.temperature > 0 else [good] if good else []
         for rows in groups:
-            for row, tokens in zip(
-                rows, self._generate([ids[row] for row in rows], texts[rows[0]]), strict=True
-            ):
-                made[row] = tokens
-        name = options.output
-        wrong = [row in errors for row in range(len(texts))]
-        written = [None if bad else self._codec.decode(one) for bad, one in zip(wrong, made, strict=True)]
-        counts = [None if bad else len(one) for bad, one in zip(wrong, made, strict=True)]
-        return Answer(
-            {name: pa.array(written, pa.string()), f"{name}_tokens": pa.array(counts, pa.int32())},
-            errors=errors,
-        )
+            most = max(bounds[row] for row in rows)
+            written = self._generate([ids[row] for row in rows], texts[rows[0]], most)
+            made |= {row: tokens[: bounds[row]] for row, tokens in zip(rows, written, strict=True)}
+        return text_answer(options, self._codec, made, errors, len(texts))
 
-    def _generate(self, prompts: list[list[int]], text: str) -> list[list[int]]:
+    def _generate(self, prompts: list[list[int]], text: str, most: int) -> list[list[int]]:
         options = self._options
         longest = max(map(len, prompts))
         ids = torch.zeros((len(prompts), longest), dtype=torch.long)
@@ -287,7 +295,7 @@ class StaticGeneration:
         out = self._model.generate(
             ids.to(self._model.device),
             attention_mask=mask.to(self._model.device),
-            max_new_tokens=options.tokens,
+            max_new_tokens=most,
             eos_token_id=sorted(self._codec.stop) or None,
             pad_token_id=0,
             **(drawn if options.temperature > 0 else {"do_sample": False}),

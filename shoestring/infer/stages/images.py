@@ -15,9 +15,10 @@ from PIL import Image, UnidentifiedImageError
 from pydantic import Field
 
 from shoestring.base.config import Config
+from shoestring.base.errors import first_line
 from shoestring.infer.batch import Answer, Batch, StageContext
 from shoestring.infer.config import StageConfig
-from shoestring.infer.stages.columns import Array, column_of, options_of
+from shoestring.infer.stages.columns import Array, column_of, normal_pixels, options_of
 
 
 class ImagesOptions(Config):
@@ -68,10 +69,12 @@ class ImagesStage:
                 continue
             try:
                 out[place] = self._decode(data)
+            except MemoryError:  # the batch's, not the row's: it is tried again with fewer
+                raise
             except UnidentifiedImageError:
                 errors[place] = "the image cannot be decoded: its format is unknown"
             except Exception as error:  # noqa: BLE001  Pillow's decoders raise whatever comes up: it is the row's
-                errors[place] = f"the image cannot be decoded: {str(error) or type(error).__name__}"
+                errors[place] = f"the image cannot be decoded: {first_line(error)}"
         return Answer({options.output: self._finished(out)}, errors=errors)
 
     def _decode(self, data: bytes) -> Array:
@@ -100,6 +103,5 @@ class ImagesStage:
     def _finished(self, pixels: Array) -> Array:
         options = self._options
         if options.dtype == "float32":
-            scaled = pixels.astype(np.float32) / np.float32(255)
-            pixels = (scaled - np.array(options.mean, np.float32)) / np.array(options.std, np.float32)
+            pixels = normal_pixels(pixels, options.mean, options.std)
         return pixels.transpose(0, 3, 1, 2) if options.layout == "chw" else pixels

@@ -6,7 +6,6 @@ number, a list, or a flat list of the right length where the model wants a matri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,7 @@ from shoestring.base.config import Config
 from shoestring.base.errors import ConfigError
 from shoestring.infer.batch import Answer, Batch, StageContext
 from shoestring.infer.config import StageConfig
-from shoestring.infer.stages.columns import (
-    Array,
-    as_columns,
-    batch_sizes_agree,
-    column_of,
-    filled,
-    options_of,
-    pieces_of,
-    stacked,
-)
+from shoestring.infer.stages.columns import Array, Feed, check_known, options_of, stacked
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -73,15 +63,13 @@ class OnnxStage:
         self._session = _session(path, context)
         inputs = {one.name: one for one in self._session.get_inputs()}
         outputs = [one.name for one in self._session.get_outputs()]
-        _known("inputs", options.inputs, list(inputs), path)
-        _known("outputs", options.outputs, outputs, path)
+        check_known("outputs", options.outputs, outputs, path)
         for name, one in inputs.items():
             if one.type not in _DTYPES and one.type != _TEXT:
                 raise ConfigError(
                     f"the input {name!r} of {path} is a {one.type}, which no column can be",
                     "export the model with tensors of numbers or texts",
                 )
-        self._columns = {name: options.inputs[name] if name in options.inputs else name for name in inputs}
         self._types = {name: one.type for name, one in inputs.items()}
         self._shapes = {name: [_size(size) for size in one.shape] for name, one in inputs.items()}
         scalar = [name for name, shape in self._shapes.items() if not shape]
@@ -89,24 +77,16 @@ class OnnxStage:
             raise ConfigError(
                 f"the input {scalar[0]!r} of {path} has no batch dimension", "export the model with one"
             )
-        self._batch = batch_sizes_agree({name: shape[0] for name, shape in self._shapes.items()})
+        self._feed = Feed(path, options.inputs, {name: shape[0] for name, shape in self._shapes.items()})
         self._outputs = list(options.outputs) or outputs
 
     def __call__(self, batch: Batch) -> Answer:
         """Outputs of all rows; those that do not fit get an error."""
-        arrays: dict[str, Array] = {}
-        errors: dict[int, str] = {}
-        for name, column in self._columns.items():
-            values = column_of(batch, column, f"options.inputs.{name}")
-            arrays[name], wrong = self._array(name, values)
-            errors |= wrong
-        parts: list[list[Array]] = []
-        for start, end in pieces_of(len(batch), self._batch):
-            feed = {name: filled(array[start:end], self._batch) for name, array in arrays.items()}
-            found = self._session.run(self._outputs, feed)
-            parts.append([np.asarray(one)[: end - start] for one in found])
-        joined = [np.concatenate(one) if len(one) > 1 else one[0] for one in zip(*parts, strict=True)]
-        return Answer(as_columns(dict(zip(self._outputs, joined, strict=True)), len(batch)), errors=errors)
+        return self._feed.answer(batch, self._array, self._called)
+
+    def _called(self, feed: dict[str, Array]) -> dict[str, Array]:
+        found = self._session.run(self._outputs, feed)
+        return {name: np.asarray(one) for name, one in zip(self._outputs, found, strict=True)}
 
     def _array(self, name: str, values: Any) -> tuple[Array, dict[int, str]]:
         if self._types[name] == _TEXT:
@@ -148,11 +128,3 @@ def _providers(context: StageContext) -> list[Any]:
 def _size(size: Any) -> int | None:
     """A dimension: a number, or a name or nothing where it may be any."""
     return size if isinstance(size, int) and size > 0 else None
-
-
-def _known(option: str, given: Mapping[str, str] | tuple[str, ...], there: list[str], path: Path) -> None:
-    for name in given:
-        if name not in there:
-            raise ConfigError(
-                f"options.{option} names {name!r}, which {path} has not", f"it has: {', '.join(there)}"
-            )

@@ -6,7 +6,7 @@ A row's text depends on its prompt and the seed, not on which rows are beside it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from shoestring.cluster.topology import usable_memory_bytes
 from shoestring.infer.arena import BLOCK
 from shoestring.infer.batch import Answer, Batch, StageContext
 from shoestring.infer.stages.columns import column_of, texts_of
-from shoestring.infer.streams import Continuous, Made, Wanted
+from shoestring.infer.streams import Continuous, Wanted
 from shoestring.models.ragged import Ragged, RaggedShape
 
 _USUAL_TOKENS = 512  # of prompt and text together, for which the cache is sized by default
@@ -71,11 +71,12 @@ class Codec:
 
 @dataclass
 class _Ticket:
-    """A batch in hand: what is made of its rows so far."""
+    """A batch in hand: its rows, how many of them are not through, what is wrong with some, and the texts."""
 
     rows: int
     left: int
-    texts: dict[int, Made] = field(default_factory=dict)
+    errors: dict[int, str]
+    texts: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
 
 class TextStream:
@@ -112,24 +113,23 @@ class TextStream:
         """Begin with the texts of a batch."""
         options = self._options
         texts, errors = texts_of(batch, options.prompt, "options.prompt")
-        bounds, wrong = self._bounds(batch)
+        bounds, wrong = bounds_of(options, batch)
         errors |= wrong
-        held = _Ticket(len(batch), len(batch))
-        self._tickets[ticket] = held
-        for row, text in enumerate(texts):
-            if row in errors:
-                held.texts[row] = Made(row, (), errors[row])
-                held.left -= 1
-                continue
+        # All of them before any is begun: a batch that the tokenizer fails on leaves nothing behind.
+        prompts = {
+            row: tuple(self._codec.encode(text)) for row, text in enumerate(texts) if row not in errors
+        }
+        self._tickets[ticket] = _Ticket(len(batch), len(prompts), errors)
+        for row, prompt in prompts.items():
             self._rows[self._next_key] = ticket, row
             self._engine.add(
                 Wanted(
                     key=self._next_key,
-                    prompt=tuple(self._codec.encode(text)),
+                    prompt=prompt,
                     tokens=bounds[row],
                     temperature=options.temperature,
                     top_p=options.top_p,
-                    seed=seed_of(self._seed, text),
+                    seed=seed_of(self._seed, texts[row]),
                 )
             )
             self._next_key += 1
@@ -139,8 +139,11 @@ class TextStream:
         for made in self._engine.step():
             ticket, row = self._rows.pop(made.key)
             held = self._tickets[ticket]
-            held.texts[row] = made
             held.left -= 1
+            if made.error:
+                held.errors[row] = made.error
+            else:
+                held.texts[row] = made.tokens
         through = [ticket for ticket, held in self._tickets.items() if not held.left]
         return [(ticket, self._answer(self._tickets.pop(ticket))) for ticket in through]
 
@@ -148,36 +151,43 @@ class TextStream:
         """Let the model and its cache go."""
         del self._engine
 
-    def _bounds(self, batch: Batch) -> tuple[list[int], dict[int, str]]:
-        """How many tokens each row gets at most, and what is wrong with those that do not say it well."""
-        options = self._options
-        bounds = [options.tokens] * len(batch)
-        errors: dict[int, str] = {}
-        if not options.tokens_column:
-            return bounds, errors
-        for row, value in enumerate(column_of(batch, options.tokens_column, "options.tokens_column")):
-            try:
-                # A column of numbers with gaps comes with NaN in them.
-                if value is not None and value == value:
-                    bounds[row] = max(0, min(options.tokens, int(value)))
-            except (TypeError, ValueError):
-                errors[row] = f"{options.tokens_column} is {value!r}, not a number of tokens"
-        return bounds, errors
-
     def _answer(self, held: _Ticket) -> Answer:
-        rows = [held.texts[row] for row in range(held.rows)]
-        name = self._options.output
-        return Answer(
-            {
-                name: pa.array(
-                    [None if one.error else self._codec.decode(one.tokens) for one in rows], pa.string()
-                ),
-                f"{name}_tokens": pa.array(
-                    [None if one.error else len(one.tokens) for one in rows], pa.int32()
-                ),
-            },
-            errors={row: one.error for row, one in enumerate(rows) if one.error},
-        )
+        return text_answer(self._options, self._codec, held.texts, held.errors, held.rows)
+
+
+def bounds_of(options: TextOptions, batch: Batch) -> tuple[list[int], dict[int, str]]:
+    """How many tokens each row gets at most, and what is wrong with those that do not say it well."""
+    bounds = [options.tokens] * len(batch)
+    errors: dict[int, str] = {}
+    if not options.tokens_column:
+        return bounds, errors
+    for row, value in enumerate(column_of(batch, options.tokens_column, "options.tokens_column")):
+        try:
+            # A column of numbers with gaps comes with NaN in them.
+            if value is not None and value == value:
+                bounds[row] = max(0, min(options.tokens, int(value)))
+        except (TypeError, ValueError, OverflowError):  # the last: infinity
+            errors[row] = f"{options.tokens_column} is {value!r}, not a number of tokens"
+    return bounds, errors
+
+
+def text_answer(
+    options: TextOptions, codec: Codec, made: Mapping[int, Sequence[int]], errors: dict[int, str], rows: int
+) -> Answer:
+    """The columns of text generation.
+
+    Args:
+        made: row -> its new token ids; rows with an error have none.
+    """
+    written = [codec.decode(made[row]) if row in made else None for row in range(rows)]
+    counts = [len(made[row]) if row in made else None for row in range(rows)]
+    return Answer(
+        {
+            options.output: pa.array(written, pa.string()),
+            f"{options.output}_tokens": pa.array(counts, pa.int32()),
+        },
+        errors=errors,
+    )
 
 
 def seed_of(seed: int, text: str) -> int:

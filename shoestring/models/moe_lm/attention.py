@@ -22,9 +22,13 @@ _QUERY_BLOCK = 128  # rows of queries that share one product; smaller wastes les
 
 def rope_tables(start: int, length: int, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
     """cos and sin [T, D/2] of positions start .. start + length - 1; computed in fp64, typed like `like`."""
+    return rope_at(torch.arange(start, start + length, device=like.device), head_dim, theta, like)
+
+
+def rope_at(positions_T: Tensor, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin [T, D/2] of any positions; as `rope_tables`."""
     inv_freq = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=like.device) / head_dim)
-    positions = torch.arange(start, start + length, dtype=torch.float64, device=like.device)
-    angle = torch.outer(positions, inv_freq)
+    angle = torch.outer(positions_T.double(), inv_freq)
     return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 

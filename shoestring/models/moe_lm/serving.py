@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shoestring.models.moe_lm.attention import rotate
+from shoestring.models.moe_lm.attention import rope_at, rotate
 from shoestring.models.moe_lm.kernels import RmsNormFn
 from shoestring.models.moe_lm.model import Block, MoeLM, RmsNorm
 from shoestring.models.ragged import Attend, LayerShape, RaggedShape
@@ -54,7 +54,7 @@ class ServedMoe:
         config = self._model.config
         heads, kv_heads, dim = config.heads, config.kv_heads, config.head_dim
         x_Nh = F.embedding(tokens_N, self._model.embed)
-        cos, sin = rope_at(positions_N, dim, config.rope_theta, x_Nh)
+        cos, sin = (one[:, None] for one in rope_at(positions_N, dim, config.rope_theta, x_Nh))
         for index, block in enumerate(self._blocks):
             per_head = F.linear(_norm(block.attention_norm, x_Nh), self._qkv[index]).view(
                 -1, heads + 2 * kv_heads, dim
@@ -68,13 +68,6 @@ class ServedMoe:
             x_Nh = x_Nh + out[0]
         last = _norm(self._model.final_norm, x_Nh.index_select(0, last_B))
         return F.linear(last, self._head).float()
-
-
-def rope_at(positions_N: Tensor, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin [N, 1, D/2] of any positions; computed in fp64, typed like `like`."""
-    inv_freq = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=like.device) / head_dim)
-    angle = positions_N.double()[:, None, None] * inv_freq
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
 
 
 def _norm(norm: RmsNorm, x_Nh: Tensor) -> Tensor:

@@ -21,10 +21,10 @@ from shoestring.infer.config import StageConfig
 from shoestring.infer.decode import generate
 from shoestring.infer.stages import kind_of, load_stage
 from shoestring.infer.trained import PREPARED
-from shoestring.models.moe_lm.config import MoeConfig
 from shoestring.models.moe_lm.export import save_pretrained
 from shoestring.models.moe_lm.model import MoeLM
 from shoestring.parallel import tensorfiles
+from tests.infer.tiny import tiny_moe
 
 TEXTS = ["def main(", "", "import sys\n", "x = 12 * (y + 3)\nprint(x)\n" * 3]
 
@@ -36,23 +36,7 @@ def tokenizer() -> TextTokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer: TextTokenizer) -> MoeLM:
-    config = MoeConfig(
-        vocab_size=tokenizer.vocab_size,
-        layers=2,
-        hidden=32,
-        heads=4,
-        kv_heads=2,
-        head_dim=8,
-        experts=4,
-        top_k=2,
-        shared_experts=1,
-        expert_width=16,
-        max_positions=128,
-        init="fan_in",
-        compute_dtype="fp32",
-        rope_theta=10_000.0,
-    )
-    return MoeLM(config, seed=5).eval()
+    return MoeLM(tiny_moe(tokenizer.vocab_size, 128, rope_theta=10_000.0), seed=5).eval()
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from PIL import Image
 from shoestring.base.errors import ConfigError
 from shoestring.infer.batch import Answer, Batch, StageContext
 from shoestring.infer.config import StageConfig
+from shoestring.infer.hugging import HuggingFaceRagged
 from shoestring.infer.stages import load_stage
 from shoestring.infer.stages.hugging_heads import StaticGeneration
-from shoestring.infer.stages.text import TextStream
+from shoestring.infer.stages.text import Codec, TextOptions, TextStream
 
 TEXTS = ["the cat", "the big red dogs ran off to see old towns by night and then it sat", "a mat", "night"]
 WORDS = sorted(set(" ".join(TEXTS).split()))
@@ -159,17 +160,21 @@ def test_a_draw_depends_on_the_row_alone(tmp_path: Path, engine: str) -> None:
     assert seeded != together
 
 
-def test_a_row_may_have_a_bound_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "more", [{}, {"engine": "transformers"}, {"engine": "transformers", "temperature": 1.0}]
+)
+def test_a_row_may_have_a_bound_of_its_own(tmp_path: Path, more: dict[str, Any]) -> None:
     causal(tmp_path)
     batch = Batch(
         pa.table({"text": ["the", "the", "the", "the"], "most": pa.array([3, None, 0, 99], pa.int32())})
     )
-    answer = written(stage(tmp_path, tokens=5, tokens_column="most"), batch)
+    answer = written(stage(tmp_path, tokens=5, tokens_column="most", **more), batch)
     counts = answer.columns["generated_tokens"].to_pylist()
     assert counts[2] == 0 and counts[0] <= 3 and counts[1] == counts[3] <= 5
-    batch = Batch(pa.table({"text": ["the", "the"], "most": ["3", "many"]}))
-    answer = written(stage(tmp_path, tokens=5, tokens_column="most"), batch)
-    assert "not a number" in answer.errors[1] and set(answer.errors) == {1}
+    for most in (["3", "many"], [3.0, float("inf")]):
+        batch = Batch(pa.table({"text": ["the", "the"], "most": most}))
+        answer = written(stage(tmp_path, tokens=5, tokens_column="most", **more), batch)
+        assert "not a number" in answer.errors[1] and set(answer.errors) == {1}
 
 
 def test_several_batches_are_under_way_at_a_time(tmp_path: Path) -> None:
@@ -186,6 +191,24 @@ def test_several_batches_are_under_way_at_a_time(tmp_path: Path) -> None:
             made.take(11, texts("night"))
     assert set(found) == {7, 9, 11} and set(found[9].errors) == {0} and made.room == room
     made.close()
+
+
+def test_a_batch_that_the_tokenizer_fails_on_leaves_nothing_behind(tmp_path: Path) -> None:
+    causal(tmp_path)
+    model = HuggingFaceRagged(transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval())
+
+    def encode(text: str) -> list[int]:
+        if text == "bad":
+            raise ValueError("no such word")
+        return [5, 6]
+
+    codec = Codec(encode, lambda ids: " ".join(map(str, ids)), frozenset())
+    made = TextStream(model, codec, TextOptions(tokens=3), StageContext("it"))
+    room = made.room
+    with pytest.raises(ValueError, match="no such word"):
+        made.take(1, texts("the", "bad"))
+    assert made.room == room and made.work() == []
+    assert not written(made, texts("the")).errors
 
 
 def test_a_prompt_that_is_too_long_fails_alone(tmp_path: Path) -> None:

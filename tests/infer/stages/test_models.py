@@ -94,6 +94,8 @@ def test_onnx_rows_that_do_not_fit_fail_alone(tmp_path: Path) -> None:
     assert set(answer.errors) == {1, 2, 3}
     assert "missing" in answer.errors[1] and "shape 5" in answer.errors[2] and "2x3" in answer.errors[2]
     assert seen(answer, 4)["y"][0] == [[3.0] * 3] * 2
+    alone = made(batch(x=pa.nulls(2, pa.list_(pa.float32())), t=["a", "b"]))
+    assert set(alone.errors) == {0, 1} and not alone.columns, "rows that do not fit reached the model"
 
 
 def test_onnx_says_what_does_not_fit(tmp_path: Path) -> None:
