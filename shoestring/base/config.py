@@ -108,6 +108,15 @@ def to_toml(config: Config) -> str:
     return "\n".join(lines).strip("\n") + "\n"
 
 
+def toml_value(value: Any) -> str:
+    """A setting's value as TOML, and so `--set`, has it.
+
+    Raises:
+        ConfigError: it has none there, as None has.
+    """
+    return _toml_value(_plain(value))
+
+
 def known_keys(cls: type[Config]) -> list[str]:
     """Every setting of a config class by its full dotted name, tables included."""
     return [".".join(key) for key in _known_keys(cls, (), ())]

@@ -30,7 +30,8 @@ class StageConfig(Config):
         max_wait_s: a batch that is not full is worked on after that long, where the stage has nothing else.
         processes: of each worker; 0: the controller decides.
         device: `cpu`, `cuda`, or empty: a GPU where there is one.
-        device_share: part of a GPU that one process needs; 0.5 lets two share one.
+        device_share: part of a GPU that one process needs; 0.5 lets two of this stage share one. It bounds how
+            many there are, unless `processes` says.
         keep: whether its columns stay in the output; None: those of stages that nothing comes after.
         columns: that it reads (others are not copied to it); empty: all.
         memory_bytes: a process that holds more is restarted, its batch halved; 0: no bound.
@@ -45,7 +46,7 @@ class StageConfig(Config):
     batch: int = Field(default=0, ge=0)
     max_wait_s: float = Field(default=0.2, ge=0.0)
     processes: int = Field(default=0, ge=0)
-    device: str = ""
+    device: Literal["", "cpu", "cuda"] = ""
     device_share: float = Field(default=1.0, gt=0.0, le=1.0)
     keep: bool | None = None
     columns: tuple[str, ...] = ()
@@ -60,11 +61,12 @@ class LimitsConfig(Config):
         hang_s: a loader's, stage's or writer's process that works on one thing for longer is restarted.
         setup_s: the same for a stage's `setup`.
         memory_bytes: of a loader or writer; 0: no bound.
-        segment_bytes: of shared memory for rows in flight, of one worker; 0: a quarter of the machine's.
+        segment_bytes: of shared memory for rows in flight, of one worker; 0: a quarter of the machine's
+            memory, divided among the workers there.
         max_error_share: rows that may fail, of all; beyond it the job stops.
         min_errors: so many may fail in any case.
         bug_rows: if the first so many rows of a stage all fail in the same way, that is a bug, and the job
-            stops.
+            stops; after a trial that went well it takes 16 times as many.
         max_attempts: of a shard whose worker was lost.
         drain_s: after Ctrl-C, work in hand may take that long to be finished.
     """

@@ -30,9 +30,8 @@ State = Literal["setup", "ready", "leaving", "stopping"]
 
 @dataclass(frozen=True)
 class Bounds:
-    """What a pool's processes may take: seconds for a task and for their setup, bytes (0: no bound)."""
+    """What a pool's processes may take: seconds for their setup, bytes (0: no bound). A task has its own."""
 
-    hang_s: float
     setup_s: float
     memory_bytes: int = 0
 
@@ -190,13 +189,6 @@ class Crew(Generic[T]):
     def working(self, pool: str) -> int:
         """Tasks that are given out."""
         return sum(len(one.tasks) for one in self._pools[pool].members)
-
-    def most(self, pool: str) -> int:
-        """Processes that the devices have room for; 0: no bound."""
-        share = self._pools[pool].share
-        if not share or not self._devices:
-            return 0
-        return max(1, len(self._devices) * int(1.0 / share + 1e-9))
 
     # --- who there is ----------------------------------------------------------------------------------
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoestring.control.pools import Kind, Pool, PoolsConfig, allot, bound, pace, slowest_of
+from shoestring.infer.births import LOAD, WRITE
 from shoestring.infer.config import LimitsConfig, ShardsConfig, StageConfig
 from shoestring.infer.rehearsal import Rehearsal
 
-LOAD, WRITE = "load", "write"
 PER_WORKER = 4
 """Shards of each worker at least: fewer, and the last one decides when the job ends."""
 MOST_SHARDS = 5_000
@@ -87,6 +87,7 @@ def expect(
     rows: int,
     cores: float,
     workers: int,
+    most: Mapping[str, int] | None = None,
 ) -> Expected:
     """The allotment that the trial suggests, and what follows from it.
 
@@ -94,13 +95,11 @@ def expect(
         stages: name -> its settings, in the order of the flow.
         rows: of the whole job.
         cores: of each worker.
+        most: stage -> processes that a worker's GPUs have room for (0: no bound); None: not known.
     """
-    known = _pools(rehearsal, stages, pools)
+    known = _pools(rehearsal, stages, pools, most or {})
     counts = allot(known, cores, bound(len(known), cores, pools.processes))
-    with_counts = [
-        Pool(p.name, p.kind, n, p.fixed, p.busy, p.cpu_share, 0, p.row_s)
-        for p, n in zip(known, counts, strict=True)
-    ]
+    with_counts = [replace(pool, processes=count) for pool, count in zip(known, counts, strict=True)]
     rate = pace(with_counts, cores)
     spent_s = sum(pool.row_s for pool in known) or 1.0
     parts = tuple(
@@ -158,14 +157,17 @@ def shard_rows(
     return max(1, math.ceil(rows)), why
 
 
-def _pools(rehearsal: Rehearsal, stages: Mapping[str, StageConfig], pools: PoolsConfig) -> list[Pool]:
+def _pools(
+    rehearsal: Rehearsal, stages: Mapping[str, StageConfig], pools: PoolsConfig, most: Mapping[str, int]
+) -> list[Pool]:
     """The parts as the allotment wants them, one process each unless the user said how many; what the trial's
     rows did not reach costs nothing that is known."""
     found = [_pool(LOAD, "load", pools.load, rehearsal.load_s, rehearsal.load_cpu_share)]
     for name, config in stages.items():
         cost = rehearsal.stages[name] if name in rehearsal.stages else None
         row_s, share = (cost.row_s, cost.cpu_share) if cost else (0.0, 1.0)
-        found.append(_pool(name, "stage", config.processes, row_s, share))
+        one = _pool(name, "stage", config.processes, row_s, share)
+        found.append(replace(one, most=most[name]) if name in most else one)
     found.append(_pool(WRITE, "write", pools.write, rehearsal.write_s, rehearsal.write_cpu_share))
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoestring.infer.config import ROWS, InferConfig, StageConfig
@@ -49,8 +49,7 @@ def plans_of(config: InferConfig, graph: Graph, setting: Setting) -> tuple[PoolP
     for name, node in graph.nodes.items():
         wanted = node.config.processes
         parent = "load" if node.parent == ROWS else node.parent
-        share = _share(node.config, setting)
-        most = max(1, len(setting.devices) * int(1.0 / share + 1e-9)) if share else 0
+        most = most_of(node.config, setting.devices)
         first = min(count(name, wanted), most) if most and not wanted else count(name, wanted)
         plans.append(PoolPlan(name, "stage", parent, first, wanted > 0, most))
     plans.append(PoolPlan("write", "write", "load", count("write", write), write > 0))
@@ -60,19 +59,22 @@ def plans_of(config: InferConfig, graph: Graph, setting: Setting) -> tuple[PoolP
 def bounds_of(config: InferConfig, graph: Graph) -> dict[str, Bounds]:
     """Pool -> what its processes may take."""
     limits = config.limits
-    own = Bounds(limits.hang_s, limits.setup_s, limits.memory_bytes)
-    stages = {
-        name: Bounds(node.config.hang_s or limits.hang_s, limits.setup_s, node.config.memory_bytes)
-        for name, node in graph.nodes.items()
-    }
+    own = Bounds(limits.setup_s, limits.memory_bytes)
+    stages = {name: Bounds(limits.setup_s, node.config.memory_bytes) for name, node in graph.nodes.items()}
     return {"load": own, **stages, "write": own}
 
 
-def _share(stage: StageConfig, setting: Setting) -> float:
+def most_of(stage: StageConfig, devices: Sequence[str]) -> int:
+    """Processes of a stage that these GPUs have room for; 0: no bound."""
+    share = _share(stage, devices)
+    return max(1, len(devices) * int(1.0 / share + 1e-9)) if share else 0
+
+
+def _share(stage: StageConfig, devices: Sequence[str]) -> float:
     """Part of a GPU that one of its processes has; 0: it computes on CPUs."""
-    return stage.device_share if setting.devices and stage.device != "cpu" else 0.0
+    return stage.device_share if devices and stage.device != "cpu" else 0.0
 
 
 def shares_of(graph: Graph, setting: Setting) -> dict[str, float]:
     """Stage -> part of a GPU that one of its processes has; 0: none."""
-    return {name: _share(node.config, setting) for name, node in graph.nodes.items()}
+    return {name: _share(node.config, setting.devices) for name, node in graph.nodes.items()}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from shoestring.base.clock import SystemClock
-from shoestring.base.config import load_config
+from shoestring.base.config import load_config, toml_value
 from shoestring.base.errors import ConfigError, InferError, InterruptedRun
 from shoestring.base.record import read_events
 from shoestring.infer.config import InferConfig, StageConfig
@@ -88,6 +88,10 @@ class Pipeline:
         keep: bool | None = None,
         columns: Sequence[str] = (),
         kind: str = "auto",
+        max_wait_s: float = 0.2,
+        device_share: float = 1.0,
+        memory_bytes: int = 0,
+        hang_s: float = 0.0,
         **options: Any,
     ) -> Pipeline:
         """Add a stage; returns the pipeline.
@@ -95,7 +99,8 @@ class Pipeline:
         Args:
             uses: a class or function that its module has by name, `module:Class`, `file.py:Class`, or the
                 path of a model.
-            name, batch, after, processes, device, keep, columns, kind: as in `StageConfig`.
+            name, batch, after, processes, device, keep, columns, kind, max_wait_s, device_share,
+                memory_bytes, hang_s: as in `StageConfig`.
             options: what the class is made with.
 
         Raises:
@@ -104,6 +109,8 @@ class Pipeline:
         fields = {
             "uses": spec_of(uses), "name": name, "batch": batch, "after": after, "processes": processes,
             "device": device, "keep": keep, "columns": tuple(columns), "kind": kind, "options": options,
+            "max_wait_s": max_wait_s, "device_share": device_share, "memory_bytes": memory_bytes,
+            "hang_s": hang_s,
         }  # fmt: skip
         self._stages.append(StageConfig.model_validate(fields))
         return self
@@ -121,7 +128,7 @@ class Pipeline:
             stages=tuple(self._stages),
         )
         return load_config(
-            config, (), tuple(f"{key}={_word(value)}" for key, value in self._settings.items())
+            config, (), tuple(f"{key}={toml_value(value)}" for key, value in self._settings.items())
         )
 
     def dry_run(self, quiet: bool = True) -> Trial:
@@ -205,12 +212,3 @@ def _not_in_a_stage() -> None:
                 "put the part that runs under: if __name__ == '__main__':",
             )
         script = script.f_back
-
-
-def _word(value: Any) -> str:
-    """A value as `--set` takes it."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_word(one) if not isinstance(one, str) else repr(one) for one in value)}]"
-    return str(value)

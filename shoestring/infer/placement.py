@@ -42,6 +42,11 @@ def devices_of(config: InferConfig, number: int, workers: int, here: int = -1) -
     return tuple(f"cuda:{index}" for index in own)
 
 
+def workers_here(config: InferConfig) -> int:
+    """Workers that share a machine: under Ray each has a host for itself, as far as anybody knows."""
+    return 1 if config.fleet.transport == "ray" else max(1, config.fleet.members.workers)
+
+
 def outfits(graph: Graph, cores: float) -> dict[str, Outfit]:
     """What processes of each pool are given. A stage whose processes are fixed at fewer than there are cores
     computes with as many threads as that leaves each; where they come and go, each has one."""
@@ -54,9 +59,10 @@ def outfits(graph: Graph, cores: float) -> dict[str, Outfit]:
 
 
 def budget_for(config: InferConfig, segments: Segments) -> Budget:
-    """Shared memory for rows in flight."""
+    """Shared memory for rows in flight, of one worker."""
     total, free = _total_bytes(segments.folder), free_bytes(segments.folder)
-    limit = default_bytes(config.limits.segment_bytes, usable_memory_bytes(), total, free)
+    share_bytes = usable_memory_bytes() // workers_here(config)
+    limit = default_bytes(config.limits.segment_bytes, share_bytes, total, free)
     return Budget(limit, total, free)
 
 

@@ -64,10 +64,11 @@ def read_rows(chunk_rows: int, row_bytes: float, chunk_bytes: int) -> int:
 
 
 def default_bytes(wanted_bytes: int, memory_bytes: int, total_bytes: int, free_bytes: int) -> int:
-    """The budget: as set, else a quarter of the machine's memory; never more than there is.
+    """The budget: as set, else a quarter of the worker's memory; never more than there is.
 
     Args:
         wanted_bytes: `limits.segment_bytes`; 0: not set.
+        memory_bytes: of the machine, divided among its workers.
         total_bytes, free_bytes: of the place that segments are in.
     """
     most = max(LEAST_CHUNK_BYTES, free_bytes - int(SPARE_SHARE * total_bytes))

@@ -13,6 +13,8 @@ from shoestring.base.units import format_bytes, format_count, format_duration
 from shoestring.data.row_index import RowIndex
 from shoestring.infer.config import InferConfig, StageConfig
 from shoestring.infer.expect import Expected, Part, expect
+from shoestring.infer.layout import most_of
+from shoestring.infer.placement import devices_of
 from shoestring.infer.rehearsal import Rehearsal
 from shoestring.infer.rehearse import rehearse
 
@@ -69,7 +71,10 @@ def run_trial(
     """
     found = kept or rehearse(config, index, min(config.trial.rows, index.rows), clock, cores)
     workers = config.fleet.members.workers or 1
-    return Trial(found, expect(found, stages, config.pools, index.rows, cores, workers))
+    # Under Ray workers are elsewhere: nobody here knows their GPUs.
+    devices = () if config.fleet.transport == "ray" else devices_of(config, 0, workers)
+    most = {name: most_of(stage, devices) for name, stage in stages.items()}
+    return Trial(found, expect(found, stages, config.pools, index.rows, cores, workers, most))
 
 
 def columns(rehearsal: Rehearsal) -> dict[str, str]:

@@ -25,7 +25,7 @@ from shoestring.infer.graph import Graph
 from shoestring.infer.kids import NurseryKids
 from shoestring.infer.layout import Setting
 from shoestring.infer.nursery import Nursery
-from shoestring.infer.placement import budget_for, devices_of, look, outfits
+from shoestring.infer.placement import budget_for, devices_of, look, outfits, workers_here
 from shoestring.infer.shared import Segments
 from shoestring.infer.wire import InferPayload
 
@@ -88,13 +88,12 @@ def setting_of(context: WorkerContext, payload: InferPayload, config: InferConfi
     Raises:
         ConfigError: a stage wants a GPU, and there is none.
     """
-    workers = max(1, config.fleet.members.workers)
-    alone = config.fleet.transport == "ray"  # there, a host is this worker's as far as anybody knows
-    cores = max(1.0, usable_cores() / (1 if alone else workers))
+    workers = workers_here(config)
+    cores = max(1.0, usable_cores() / workers)
     return Setting(
         who=f"{context.name}.{context.incarnation}",
         cores=cores,
-        devices=devices_of(config, number_of(context.name), 1 if alone else workers),
+        devices=devices_of(config, number_of(context.name), workers),
         chunk_rows=config.shards.chunk_rows or payload.chunk_rows or Setting.chunk_rows,
         batches=payload.batches,
         processes=payload.processes,

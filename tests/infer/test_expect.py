@@ -58,6 +58,15 @@ def test_workers_multiply_and_the_slowest_is_named() -> None:
     assert next(part for part in one.parts if part.name == "load").fixed
 
 
+def test_gpus_bound_the_processes_that_are_expected() -> None:
+    trial = rehearsal(cost("detect", 0.010, cpu_share=0.0), cost("classify", 0.002))
+    free = expect(trial, STAGES, PoolsConfig(), 10_000, 4.0, 1)
+    bound = expect(trial, STAGES, PoolsConfig(), 10_000, 4.0, 1, {"detect": 2})
+    counts = [{part.name: part.processes for part in one.parts} for one in (free, bound)]
+    assert counts[0]["detect"] > 2 == counts[1]["detect"]
+    assert free.rows_per_s > bound.rows_per_s == pytest.approx(200.0) and bound.slowest == "detect"
+
+
 def test_what_the_trial_did_not_reach_is_expected_to_cost_nothing() -> None:
     found = expect(rehearsal(cost("detect", 0.01)), STAGES, PoolsConfig(), 100, 2.0, 1)
     part = next(part for part in found.parts if part.name == "classify")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import subprocess
 import sys
 import textwrap
@@ -13,7 +14,11 @@ import pytest
 from shoestring.base.errors import ConfigError
 from shoestring.infer import Pipeline
 from shoestring.infer.batch import Batch
+from shoestring.infer.config import StageConfig
 from shoestring.infer.pipeline import spec_of
+
+OWN = ("uses", "options")
+"""Said in another way."""
 
 
 class Double:
@@ -71,8 +76,19 @@ def test_a_class_that_was_defined_again_is_refused(monkeypatch: pytest.MonkeyPat
 
 def test_settings_become_those_of_a_job() -> None:
     pipeline = (
-        Pipeline(["a.csv", Path("b.csv")], "out", settings={"sink.format": "jsonl", "shards.rows": 10})
-        .stage(Double, name="double", batch=16, columns=["x"])
+        Pipeline(
+            ["a.csv", Path("b.csv")],
+            "out",
+            settings={
+                "sink.format": "jsonl",
+                "shards.rows": 10,
+                "sink.columns": ("x", "it's"),
+                "ledger_url": "1",
+            },
+        )
+        .stage(
+            Double, name="double", batch=16, columns=["x"], hang_s=5.0, memory_bytes=1 << 30, device_share=0.5
+        )
         .stage("other.py:Model", after="double", keep=False, factor=3)
     )
     config = pipeline.config
@@ -80,9 +96,22 @@ def test_settings_become_those_of_a_job() -> None:
     assert config.sink.path == "out" and config.sink.format == "jsonl" and config.shards.rows == 10
     assert [stage.uses for stage in config.stages] == [f"{__name__}:Double", "other.py:Model"]
     assert config.stages[0].batch == 16 and config.stages[0].columns == ("x",)
+    assert config.sink.columns == ("x", "it's") and config.ledger_url == "1"
+    own = config.stages[0]
+    assert (own.hang_s, own.memory_bytes, own.device_share, own.options) == (5.0, 1 << 30, 0.5, {})
     assert config.stages[1].options == {"factor": 3} and config.stages[1].keep is False
     with pytest.raises(ConfigError, match=r"did you mean `sink\.format`"):
         _ = Pipeline("a.csv", "out", settings={"sink.formt": "csv"}).config
+    with pytest.raises(ConfigError, match="cannot be written as a setting"):
+        _ = Pipeline("a.csv", "out", settings={"sink.format": None}).config
+
+
+def test_every_setting_of_a_stage_can_be_given() -> None:
+    given = inspect.signature(Pipeline.stage).parameters
+    assert set(StageConfig.model_fields) <= set(given)
+    assert {name: one.default for name, one in StageConfig.model_fields.items() if name not in OWN} == {
+        name: given[name].default for name in StageConfig.model_fields if name not in OWN
+    }
 
 
 def in_python(code: str, cwd: Path) -> subprocess.CompletedProcess[str]:

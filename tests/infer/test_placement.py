@@ -1,0 +1,73 @@
+"""What of the machine a worker's processes get."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shoestring.base.config import load_config
+from shoestring.base.errors import ConfigError
+from shoestring.cluster.topology import usable_memory_bytes
+from shoestring.infer.config import InferConfig, StageConfig
+from shoestring.infer.graph import Graph
+from shoestring.infer.layout import Setting, plans_of
+from shoestring.infer.placement import budget_for, devices_of, outfits
+from shoestring.infer.pressure import LEAST_CHUNK_BYTES
+from shoestring.infer.shared import Segments
+
+
+def job(*sets: str, **stage: Any) -> InferConfig:
+    return load_config(InferConfig(stages=(StageConfig(uses="m:Model", **stage),)), (), sets)
+
+
+@pytest.mark.parametrize(
+    ("number", "workers", "here", "expected"),
+    [
+        (0, 1, 2, ("cuda:0", "cuda:1")),
+        (1, 2, 3, ("cuda:1",)),
+        (0, 2, 3, ("cuda:0", "cuda:2")),
+        (3, 4, 2, ("cuda:1",)),
+        (5, 2, 2, ("cuda:1",)),
+        (0, 1, 0, ()),
+    ],
+)
+def test_workers_share_the_gpus(number: int, workers: int, here: int, expected: tuple[str, ...]) -> None:
+    assert devices_of(job(), number, workers, here) == expected
+
+
+def test_no_gpu_is_taken_where_none_is_wanted_and_one_that_is_missing_is_told() -> None:
+    assert devices_of(job(device="cpu"), 0, 1, 4) == ()
+    with pytest.raises(ConfigError, match="wants a GPU"):
+        devices_of(job(device="cuda"), 0, 1, 0)
+    with pytest.raises(ValueError, match="device"):
+        job(device="gpu")
+
+
+@pytest.mark.parametrize(("share", "processes", "most"), [(0.5, 4, 4), (0.3, 6, 6), (1.0, 2, 2)])
+def test_a_share_of_a_gpu_bounds_how_many_there_are(share: float, processes: int, most: int) -> None:
+    config = job(device_share=share)
+    setting = Setting("w", 8.0, ("cuda:0", "cuda:1"), processes={"model": 9})
+    plan = next(one for one in plans_of(config, Graph.of(config, None), setting) if one.name == "model")
+    assert (plan.processes, plan.most) == (processes, most)
+    on_cpus = plans_of(config, Graph.of(config, None), Setting("w", 8.0, processes={"model": 9}))
+    assert next((one.processes, one.most) for one in on_cpus if one.name == "model") == (9, 0)
+
+
+@pytest.mark.parametrize(("fixed", "threads"), [(0, 1), (2, 4), (3, 2), (9, 1)])
+def test_threads_are_what_fixed_processes_leave_each(fixed: int, threads: int) -> None:
+    config = job(processes=fixed)
+    assert outfits(Graph.of(config, None), 8.0)["model"].threads == threads
+
+
+def test_workers_of_one_machine_divide_its_memory_and_a_set_bound_is_of_each(tmp_path: Path) -> None:
+    segments = Segments(tmp_path)
+    most = budget_for(job("limits.segment_bytes=1000000000000000"), segments).limit_bytes
+    for workers, transport in ((1, "local"), (4, "local"), (4, "ray")):
+        sets = (f"fleet.members.workers={workers}", f"fleet.transport={transport}")
+        own = usable_memory_bytes() // (1 if transport == "ray" else workers)
+        # What is free may change a little between two looks.
+        assert budget_for(job(*sets), segments).limit_bytes == pytest.approx(min(own // 4, most), rel=0.05)
+        small = budget_for(job(*sets, f"limits.segment_bytes={2 * LEAST_CHUNK_BYTES}"), segments)
+        assert small.limit_bytes == 2 * LEAST_CHUNK_BYTES
