@@ -209,11 +209,6 @@ class BatchSize:
         return self._state.size
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing is being tried."""
-        return self._fixed or self._state.mode == "rest"
-
-    @property
     def reason(self) -> str:
         """Of the last change; empty: there was none."""
         return self._state.reason

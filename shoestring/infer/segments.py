@@ -52,11 +52,6 @@ class Segments:
         self._spans: dict[int, Span] = {}
         self._sorted: list[Span] = []
 
-    @property
-    def used(self) -> int:
-        """Blocks that somebody owns."""
-        return sum(span.blocks for span in self._sorted)
-
     def span(self, owner: int) -> Span:
         """What a sequence owns."""
         return self._spans[owner]

@@ -3,30 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import torch
 
 from shoestring.base.config import parse_config
-from shoestring.base.errors import CheckpointError, ConfigError
+from shoestring.base.errors import CheckpointError
 from shoestring.data.tokenizer import TextTokenizer
 from shoestring.fleet.checkpoints import DiskKeeper
 from shoestring.fleet.rundirs import ABOUT
+from shoestring.infer.prepared import PREPARED, read_prepared
 from shoestring.models.moe_lm.config import ComputeDtype, MoeConfig
 from shoestring.models.moe_lm.export import load_pretrained
 from shoestring.models.moe_lm.model import MoeLM
 from shoestring.parallel import tensorfiles
-
-PREPARED = "prepared.json"
-"""What preparing a run has fixed, in its directory."""
-
-
-class _Prepared(msgspec.Struct, frozen=True):
-    """The part of `PREPARED` that says what the model is."""
-
-    settings: dict[str, Any]
-    tokenizer: str
 
 
 def text_model(path: Path, device: torch.device, dtype: ComputeDtype | None) -> tuple[MoeLM, TextTokenizer]:
@@ -43,7 +32,7 @@ def text_model(path: Path, device: torch.device, dtype: ComputeDtype | None) -> 
         kind: ComputeDtype = "fp32" if device.type == "cpu" else "bf16"
         model = load_pretrained(path, compute_dtype=dtype or kind)
         return model.to(device).eval(), TextTokenizer.load(path / "tokenizer.json")
-    prepared = _prepared(path)
+    prepared = read_prepared(path)
     config = parse_config(MoeConfig, prepared.settings["model"], str(path / PREPARED))
     if dtype is not None:
         config = config.model_copy(update={"compute_dtype": dtype})
@@ -69,15 +58,3 @@ def newest_model(run_dir: Path, config: MoeConfig, device: torch.device) -> tupl
         {f"model.{name}": tensor for name, tensor in model.state_dict().items()}, Path(found.path)
     )
     return model.eval(), found.manifest.step
-
-
-def _prepared(run_dir: Path) -> _Prepared:
-    try:
-        prepared = msgspec.json.decode((run_dir / PREPARED).read_bytes(), type=_Prepared)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(
-            f"{run_dir.name} has no model yet ({error})", f"go on with it: shoestring resume {run_dir.name}"
-        ) from error
-    if "model" not in prepared.settings:
-        raise ConfigError(f"{run_dir.name} is no run of a language model", "name a run of pretrain")
-    return prepared

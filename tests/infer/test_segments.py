@@ -20,7 +20,7 @@ def test_it_extends_appends_and_waits() -> None:
     assert segments.take(3, 1, 1) == Span(3, 1)
     grown = segments.grow(1, 4, 5)
     assert (grown.how, grown.span) == ("append", Span(4, 5))
-    assert segments.span(1) == Span(4, 5) and segments.used == 6
+    assert segments.span(1) == Span(4, 5) and segments.free() == [Span(0, 3), Span(9, 1)]
     assert segments.take(4, 4, 9) is None
     assert segments.take(4, 2, 9) == Span(0, 3), "less than the wish is taken where it is enough"
 
@@ -87,7 +87,8 @@ class Cache(RuleBasedStateMachine):
     @invariant()
     def nobody_shares_a_block(self) -> None:
         blocks = [b for span in self.owned.values() for b in range(span.start, span.end)]
-        assert len(blocks) == len(set(blocks)) == self.segments.used
+        free = sum(run.blocks for run in self.segments.free())
+        assert len(blocks) == len(set(blocks)) == self.segments.blocks - free
         assert all(0 <= block < self.segments.blocks for block in blocks)
         assert {one: self.segments.span(one) for one in self.owned} == self.owned
         free = [b for run in self.segments.free() for b in range(run.start, run.end)]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from shoestring.infer.batch import StageContext
 from shoestring.infer.config import StageConfig
 from shoestring.infer.stages.columns import options_of
+from shoestring.infer.stages.devices import device_of
 from shoestring.infer.stages.text import Codec, TextOptions, TextStream
 from shoestring.infer.trained import text_model
 from shoestring.models.moe_lm.serving import ServedMoe
@@ -28,12 +27,8 @@ class CheckpointOptions(TextOptions):
 def make(config: StageConfig, context: StageContext) -> TextStream:
     """The stage; see `shoestring.infer.stages.loading`."""
     options = options_of(CheckpointOptions, config)
-    device = torch.device(context.device)
-    if device.type == "cpu":
-        torch.set_num_threads(context.threads)
-    model, tokenizer = text_model(
-        Path(config.uses), device, None if options.dtype == "auto" else options.dtype
-    )
+    dtype = None if options.dtype == "auto" else options.dtype
+    model, tokenizer = text_model(Path(config.uses), device_of(context), dtype)
 
     def encode(text: str) -> list[int]:
         return [tokenizer.start_id, *tokenizer.encode(text.encode(errors="surrogatepass"))]

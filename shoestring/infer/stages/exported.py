@@ -25,6 +25,7 @@ from shoestring.base.errors import ConfigError, first_line
 from shoestring.infer.batch import Answer, Batch, StageContext
 from shoestring.infer.config import StageConfig
 from shoestring.infer.stages.columns import Array, Feed, options_of, stacked
+from shoestring.infer.stages.devices import device_of
 
 _TARGETS = re.compile(
     r"torch\.ops\.\w+\.\w+(\.\w+)?|_operator\.\w+|math\.\w+|torch\.sym_\w+|torch\._sym_sqrt"
@@ -62,9 +63,7 @@ class ExportStage:
 
     def __init__(self, path: Path, options: ExportOptions, context: StageContext) -> None:
         refuse_code(path)
-        self._device = torch.device(context.device)
-        if self._device.type == "cpu":
-            torch.set_num_threads(context.threads)
+        self._device = device_of(context)
         program = _loaded(path)
         self._inputs = _inputs(program, path)
         rows = {name: _size(one.shape[0]) for name, one in self._inputs.items()}

@@ -19,6 +19,7 @@ from shoestring.infer.config import StageConfig
 from shoestring.infer.hugging import HuggingFaceRagged
 from shoestring.infer.stages import hugging_heads as heads
 from shoestring.infer.stages.columns import options_of
+from shoestring.infer.stages.devices import device_of
 from shoestring.infer.stages.text import Codec, TextOptions, TextStream
 
 Task = Literal[
@@ -84,9 +85,7 @@ def make(config: StageConfig, context: StageContext) -> Stage | StreamStage:
     path = Path(config.uses)
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    device = torch.device(context.device)
-    if device.type == "cpu":
-        torch.set_num_threads(context.threads)
+    device = device_of(context)
     task = _task(options.task, path)
     model = _model(path, task, options, device)
     if options.pipeline:

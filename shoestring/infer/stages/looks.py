@@ -15,9 +15,9 @@ from typing import Any
 from shoestring.base.errors import ConfigError
 from shoestring.fleet.rundirs import ABOUT
 from shoestring.infer.config import StageConfig
+from shoestring.infer.prepared import PREPARED
+from shoestring.models.moe_lm.config import MODEL_TYPE
 
-OUR_MODEL_TYPE = "bailing_moe"
-"""`model_type` in the config.json of models that `shoestring export` has written."""
 EXTRAS = {
     "onnx": ("onnxruntime", "onnx"),
     "huggingface": ("transformers", "huggingface"),
@@ -41,7 +41,7 @@ def kind_of(config: StageConfig) -> str:
         )
     path = Path(uses)
     if path.is_dir():
-        if (path / ABOUT).is_file() or _model_type(path) == OUR_MODEL_TYPE:
+        if (path / ABOUT).is_file() or _model_type(path) == MODEL_TYPE:
             return "checkpoint"
         if (path / "config.json").is_file():
             return "huggingface"
@@ -269,13 +269,13 @@ def _check_checkpoint(path: Path) -> None:
             f"{path} is a file, not a run's folder", "give the folder of a run, or of an export"
         )
     if (path / ABOUT).is_file():
-        wanted = ["prepared.json", "checkpoints"]
-    elif _model_type(path) == OUR_MODEL_TYPE:
+        wanted = [PREPARED, "checkpoints"]
+    elif _model_type(path) == MODEL_TYPE:
         wanted = ["model.safetensors", "tokenizer.json"]
     else:
         raise ConfigError(
             f"{path} is neither a run of ours (no {ABOUT}) nor an exported one (no config.json of model_type "
-            f"{OUR_MODEL_TYPE})",
+            f"{MODEL_TYPE})",
             f"check the path; files there: {_names(path)}",
         )
     missing = [name for name in wanted if not (path / name).exists()]

@@ -104,11 +104,6 @@ class TextStream:
         """Rows that it would take now."""
         return self._engine.room
 
-    @property
-    def counts(self) -> dict[str, int]:
-        """What became of sequences; see `Continuous`."""
-        return dict(self._engine.counts)
-
     def take(self, ticket: int, batch: Batch) -> None:
         """Begin with the texts of a batch."""
         options = self._options

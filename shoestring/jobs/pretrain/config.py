@@ -13,11 +13,10 @@ from shoestring.base.errors import ConfigError
 from shoestring.data.prepare import PackingConfig
 from shoestring.data.sources import SourceConfig
 from shoestring.data.tokenizer import TokenizerConfig
+from shoestring.infer.prepared import PREPARED
 from shoestring.models.moe_lm.config import MoeConfig
 from shoestring.train.muon import OptimizerConfig
 from shoestring.train.runs import JobConfig
-
-PREPARED = "prepared.json"
 
 
 class EvaluateConfig(Config):

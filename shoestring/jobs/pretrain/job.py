@@ -17,7 +17,8 @@ from shoestring.cluster.topology import Cluster, usable_cores
 from shoestring.cluster.workers import Plan
 from shoestring.data.prepare import Prepared as Data
 from shoestring.data.prepare import prepare
-from shoestring.jobs.pretrain.config import PREPARED, PretrainConfig, Ready, ready_of
+from shoestring.infer.prepared import PREPARED
+from shoestring.jobs.pretrain.config import PretrainConfig, Ready, ready_of
 from shoestring.jobs.pretrain.measure import Rates, rates_by_threads
 from shoestring.jobs.pretrain.scoring import score_run
 from shoestring.models.moe_lm.config import MoeConfig

@@ -17,6 +17,8 @@ from shoestring.base.errors import ConfigError
 
 ComputeDtype = Literal["bf16", "fp32"]
 InitRule = Literal["normal", "fan_in"]
+MODEL_TYPE = "bailing_moe"
+"""`model_type` in the config.json of models that `shoestring export` has written."""
 
 
 class MoeConfig(Config):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from shoestring.base.errors import CheckpointError
-from shoestring.models.moe_lm.config import MoeConfig
+from shoestring.models.moe_lm.config import MODEL_TYPE, MoeConfig
 from shoestring.models.moe_lm.model import MoeLM
 
 _WEIGHTS = "model.safetensors"
@@ -27,7 +27,7 @@ def hf_config(config: MoeConfig) -> dict[str, Any]:
     """`config` under the published key names, ready for config.json."""
     return {
         "architectures": ["BailingMoeForCausalLM"],
-        "model_type": "bailing_moe",
+        "model_type": MODEL_TYPE,
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden,
         "intermediate_size": config.expert_width,

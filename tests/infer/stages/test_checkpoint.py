@@ -19,8 +19,8 @@ from shoestring.fleet.rundirs import ABOUT, About
 from shoestring.infer.batch import Answer, Batch, StageContext, StreamStage
 from shoestring.infer.config import StageConfig
 from shoestring.infer.decode import generate
+from shoestring.infer.prepared import PREPARED
 from shoestring.infer.stages import kind_of, load_stage
-from shoestring.infer.trained import PREPARED
 from shoestring.models.moe_lm.export import save_pretrained
 from shoestring.models.moe_lm.model import MoeLM
 from shoestring.parallel import tensorfiles
