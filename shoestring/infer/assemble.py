@@ -14,7 +14,7 @@ from shoestring.data.output_state import Ranges
 from shoestring.data.row_index import RowIndex
 from shoestring.infer.config import ROWS
 from shoestring.infer.graph import ERROR, IDENTITY, Graph
-from shoestring.infer.placing import Array, Level, owners, rows_level, rows_of, stage_level
+from shoestring.infer.levels import Array, Level, owners, rows_level, rows_of, stage_level
 from shoestring.infer.schemas import emits_many, input_names, output_schema
 from shoestring.infer.wire import Write
 

@@ -137,11 +137,6 @@ class Blame(Generic[T]):
             kept.extend(half for half in (alone, partner) if half is not None)
         self._ready = kept
 
-    def waiting(self) -> list[T]:
-        """The parts of all that waits."""
-        both = [half for one in self._ready for half in (one, one.partner) if half is not None]
-        return [half.parts for half in both]
-
     def _known(self, partner: Work[T]) -> None:
         """The other half has passed."""
         if not partner.known:  # for want of memory: it is tried whole
@@ -169,11 +164,6 @@ class BugWatch:
         self._failed = 0
         self._signature = ""
         self._over = False
-
-    @property
-    def all_failed(self) -> bool:
-        """Whether all items so far have failed in the same way, and there was one."""
-        return self._failed > 0 and not self._over
 
     @property
     def open(self) -> bool:

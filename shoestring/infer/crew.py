@@ -13,7 +13,7 @@ from typing import Generic, Literal, TypeVar
 from shoestring.base.clock import Clock
 from shoestring.base.errors import FleetError
 from shoestring.infer.blame import Failure
-from shoestring.infer.kid import Kid, KidEnd, Kids
+from shoestring.infer.kids import Kid, KidEnd, Kids
 from shoestring.infer.wire import Orders, Predicted, Raised, Replies, Up
 
 SETUP_DEATHS = 3

@@ -16,19 +16,19 @@ from shoestring.base.errors import InferError
 from shoestring.control.batching import BatchSize
 from shoestring.data.output_state import Staged
 from shoestring.fleet.shard_messages import PoolChange, Shard, ShardOrders
-from shoestring.infer.bench import Bench, Broken, Lane
 from shoestring.infer.blame import Failure
 from shoestring.infer.config import ROWS, InferConfig
 from shoestring.infer.crew import Came, Crew, Event, Gone, Hopeless, Member, Ready, failure_of
 from shoestring.infer.desk import BrokenTold, News, Over, Settled, Speaker, State
 from shoestring.infer.graph import Graph
-from shoestring.infer.kid import Kids
+from shoestring.infer.kids import Kids
+from shoestring.infer.lanes import Bench, Broken, Lane
 from shoestring.infer.layout import Setting, bounds_of, plans_of, shares_of
 from shoestring.infer.load_lane import LoadLane
 from shoestring.infer.pools import Decide, Now, PoolPlan, Pools
 from shoestring.infer.pressure import Budget
 from shoestring.infer.regroup import Queue
-from shoestring.infer.shards import Segments, Shards
+from shoestring.infer.shards import HeldSegments, Shards
 from shoestring.infer.shared import NO_ROOM
 from shoestring.infer.stage_lane import StageLane, StageRules
 from shoestring.infer.wire import Orders, Raised, Replies
@@ -91,7 +91,7 @@ class Engine:
         self._clock, self._desk = tools.clock, tools.desk
         self._setting = setting
         now = self._clock.now()
-        segments = Segments(tools.remove)
+        segments = HeldSegments(tools.remove)
         after = {name: node.parent for name, node in graph.nodes.items()}
         plans = plans_of(config, graph, setting)
         self._crew: Crew[object] = Crew(

@@ -1,26 +1,82 @@
-"""The nursery's children as the crew wants them: nothing here waits for a child (source: ours)."""
+"""Child processes as the crew sees them, and real ones: nothing here waits for a child (source: ours)."""
 
 from __future__ import annotations
 
-import os
 import select
 import selectors
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
 from shoestring.base.errors import FleetError, InferError, TransportError
 from shoestring.fleet.frames import FrameReader, pack_frame
 from shoestring.infer import nursery as nest
+from shoestring.infer import telling
 from shoestring.infer.births import LOAD, STAGE, WRITE
-from shoestring.infer.kid import Kid, KidEnd
 from shoestring.infer.talk import FRAME_LIMIT_BYTES
 from shoestring.infer.wire import Orders, Replies
 
 _READ_BYTES = 1 << 18
 _DECODER: msgspec.msgpack.Decoder[Replies] = msgspec.msgpack.Decoder(Replies)
+
+
+@dataclass(frozen=True)
+class KidEnd:
+    """How a child process ended: exit code (-N: signal N), and its last words or the tail of its log."""
+
+    code: int
+    words: str
+
+
+class Kid(Protocol):
+    """A child process, from outside."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+        ...
+
+    def send(self, order: Orders) -> None:
+        """Give it an order. One that has ended ignores it."""
+        ...
+
+    def receive(self) -> tuple[list[Replies], KidEnd | None]:
+        """What it has said since, and how it ended, if it did: then nothing more comes. Never waits."""
+        ...
+
+    def stop(self) -> None:
+        """Ask it to end; it has nothing to do."""
+        ...
+
+    def kill(self) -> None:
+        """SIGKILL."""
+        ...
+
+
+class Kids(Protocol):
+    """Who makes child processes, and waits for them."""
+
+    def start(self, pool: str, device: str) -> Kid:
+        """A new one.
+
+        Raises:
+            FleetError: there can be none.
+        """
+        ...
+
+    def wait(self, kids: list[Kid], timeout_s: float) -> list[Kid]:
+        """Those of `kids` that have said something or ended, once there is one or the time is over."""
+        ...
+
+    def memory_bytes(self, pid: int) -> int:
+        """Of a process's own, without what it shares; 0: not known."""
+        ...
+
+    def close(self) -> None:
+        """End all that are left, at once."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -84,12 +140,8 @@ class NurseryKids:
         return heard
 
     def memory_bytes(self, pid: int) -> int:
-        """Resident, without pages that others have too: those are rows in shared memory, and libraries."""
-        try:
-            fields = Path(f"/proc/{pid}/statm").read_text().split()
-        except OSError:  # it has ended, or this system has no /proc
-            return 0
-        return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE")
+        """See `telling.memory_bytes`."""
+        return telling.memory_bytes(pid)
 
     def close(self) -> None:
         """End the nursery and all children."""
@@ -112,7 +164,7 @@ class NurseryKids:
 
 
 class _Held:
-    """One child: see `kid.Kid`."""
+    """One child: see `Kid`."""
 
     def __init__(
         self,
@@ -136,10 +188,6 @@ class _Held:
     def pid(self) -> int:
         """Its process id."""
         return self._born.pid
-
-    def fileno(self) -> int:
-        """Of its socket; of its pidfd once that is closed."""
-        return self._born.pidfd if self._silent else self._born.socket.fileno()
 
     def send(self, order: Orders) -> None:
         """As much as fits now; the rest with `flush`."""

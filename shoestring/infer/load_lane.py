@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shoestring.infer.bench import Bench, Pace
 from shoestring.infer.blame import Blame, Failure, Work
 from shoestring.infer.crew import Member, Task
+from shoestring.infer.lanes import Bench, Pace
 from shoestring.infer.pressure import Budget, may_read, read_rows
 from shoestring.infer.shards import Read
 from shoestring.infer.stage_lane import StageLane

@@ -20,11 +20,10 @@ from shoestring.base.errors import ConfigError, InferError, InterruptedRun
 from shoestring.base.record import read_events
 from shoestring.infer.config import InferConfig, StageConfig
 from shoestring.infer.runs import dry_run, run_job
+from shoestring.infer.stages.code import LOADED_AS
 from shoestring.infer.trial import Trial
 from shoestring.report.shard_terminal import ShardView
 
-LOADED_AS = "shoestring_stage_"
-"""How the modules of stages are called that were loaded from a file."""
 T = TypeVar("T")
 
 

@@ -136,10 +136,6 @@ class Queue:
         """When its first item has waited long enough; infinite where it is empty."""
         return self._slices[0].since_s + max_wait_s if self._slices else float("inf")
 
-    def segments(self) -> set[str]:
-        """That it needs."""
-        return {one.segment for one in self._slices}
-
 
 def total(slices: Iterable[Slice]) -> int:
     """Items."""

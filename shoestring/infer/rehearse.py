@@ -19,6 +19,7 @@ from shoestring.base.clock import Clock
 from shoestring.base.errors import InferError
 from shoestring.control.pools import PoolsConfig
 from shoestring.data.output_state import Ranges, Staged
+from shoestring.data.ranges import size
 from shoestring.data.row_index import RowIndex
 from shoestring.fleet import messages as m
 from shoestring.fleet.job_status import PoolShown
@@ -34,7 +35,6 @@ from shoestring.infer.nursery import Nursery
 from shoestring.infer.placement import budget_for, devices_of, look, outfits
 from shoestring.infer.rehearsal import Rehearsal, StageCost
 from shoestring.infer.schemas import agreed
-from shoestring.infer.shards import rows_of
 from shoestring.infer.shared import Segments
 from shoestring.infer.wire import (
     Cost,
@@ -298,7 +298,7 @@ class TrialSeat:
         if not ranges:
             return m.Stop("the trial is over")
         self._out = True
-        self._notes.begin(rows_of(ranges))
+        self._notes.begin(size(ranges))
         return m.Shard(len(self._notes.passes), ranges)
 
     def _timed(self) -> Ranges:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from shoestring.data.output_state import Ranges
+from shoestring.data.ranges import size
 from shoestring.infer.config import ROWS
 from shoestring.infer.regroup import Back, Key, Slice, runs_between
 from shoestring.infer.wire import Chunk, Piece, Write
 
 
-class Segments:
+class HeldSegments:
     """How many need a segment, and how much memory all of them hold.
 
     Args:
@@ -98,7 +99,6 @@ class InHand:
     """A shard.
 
     Attributes:
-        order: shards in the order in which they came.
         verdicts: position -> error, of rows that go through no stage.
         todo: rows that no loader was given yet.
         unloaded: rows that are not in a chunk yet, todo or in work.
@@ -112,7 +112,6 @@ class InHand:
     """
 
     lease_id: int
-    order: int
     ranges: Ranges
     verdicts: dict[int, str]
     todo: Read
@@ -129,7 +128,7 @@ class InHand:
     @property
     def rows(self) -> int:
         """Of it."""
-        return rows_of(self.ranges)
+        return size(self.ranges)
 
     @property
     def complete(self) -> bool:
@@ -152,7 +151,7 @@ class Shards:
     What belongs to a shard that was dropped meanwhile is passed over.
     """
 
-    def __init__(self, after: Mapping[str, str], kept: Iterable[str], segments: Segments) -> None:
+    def __init__(self, after: Mapping[str, str], kept: Iterable[str], segments: HeldSegments) -> None:
         self._children: dict[str, list[str]] = {name: [] for name in (ROWS, *after)}
         for name, parent in after.items():
             self._children[parent].append(name)
@@ -160,7 +159,6 @@ class Shards:
         self._kept = frozenset(kept)
         self._segments = segments
         self._hand: dict[int, InHand] = {}
-        self._came = 0
 
     def __len__(self) -> int:
         return len(self._hand)
@@ -184,10 +182,9 @@ class Shards:
         if lease_id in self._hand:
             return
         loadable = without(ranges, verdicts)
-        rows = rows_of(loadable)
+        rows = size(loadable)
         todo = Read(lease_id, 0, loadable, rows)
-        self._hand[lease_id] = InHand(lease_id, self._came, ranges, dict(verdicts), todo, rows)
-        self._came += 1
+        self._hand[lease_id] = InHand(lease_id, ranges, dict(verdicts), todo, rows)
 
     def drop(self, lease_id: int) -> None:
         """It is written and told, or given back: its segments are not needed for it any more."""
@@ -320,11 +317,6 @@ class Shards:
         fresh = [(stage, one) for stage in self._children[parent] for one in slices if one.size]
         shard.open_items += sum(one.size for _, one in fresh)
         return fresh
-
-
-def rows_of(ranges: Ranges) -> int:
-    """Positions in half-open ranges."""
-    return sum(stop - start for start, stop in ranges)
 
 
 def cut_ranges(ranges: Ranges, count: int) -> tuple[Ranges, Ranges]:

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 from shoestring.base.errors import InferError
 from shoestring.control.batching import BatchSize
-from shoestring.infer.bench import Bench, Broken, Pace
 from shoestring.infer.blame import Blame, BugWatch, Failure, Work
 from shoestring.infer.crew import Member, Task
+from shoestring.infer.lanes import Bench, Broken, Pace
 from shoestring.infer.regroup import Slices, all_failed, cut_back, halves, total
 from shoestring.infer.wire import Predict, Predicted, Replies
 

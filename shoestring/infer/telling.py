@@ -59,10 +59,13 @@ def cpu_s() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def memory_bytes() -> int:
-    """Resident memory of this process, without segments and files that it only looks at."""
-    with open("/proc/self/statm", encoding="ascii") as file:
-        fields = file.read().split()
+def memory_bytes(pid: int | None = None) -> int:
+    """Resident memory of a process (None: this one), without pages that others have too: those are rows in
+    shared memory, and libraries. 0: it has ended, or this system has no /proc."""
+    try:
+        fields = Path(f"/proc/{pid or 'self'}/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0
     return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES
 
 

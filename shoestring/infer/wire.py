@@ -50,7 +50,7 @@ class Order(msgspec.Struct, frozen=True, tag=True):
 
 
 class Load(Order, frozen=True):
-    """Read these positions into a segment of this name; only `columns` (empty: all)."""
+    """Read these positions into a segment of this name."""
 
     ranges: Ranges
     segment: str
@@ -137,8 +137,7 @@ class Reply(msgspec.Struct, frozen=True, tag=True):
 
 class Up(Reply, frozen=True):
     """The child is set up, after so long; for a stage: whether it takes many batches at a time, and how many
-    items
-    it would take now (-1: no such bound)."""
+    items it would take now (-1: no such bound)."""
 
     took_s: float
     streams: bool = False
@@ -178,8 +177,7 @@ class Raised(Reply, frozen=True):
 
     Attributes:
         kind: `memory`: it did not fit, and may with fewer items; `stage`: the user's code raised; `sink`: the
-            sink cannot
-            be written; `config`: what was given is wrong; `other`.
+            sink cannot be written; `config`: what was given is wrong; `other`.
         signature: the same for the same failure: type and place.
         text: for the `error` column, one line.
         detail: the traceback.

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from shoestring.data.output_state import Staged
-from shoestring.infer.bench import Bench, Broken
 from shoestring.infer.blame import Failure
 from shoestring.infer.crew import Member, Task
+from shoestring.infer.lanes import Bench, Broken
 from shoestring.infer.wire import Discard, Replies, Wrote
 
 WRITE_TRIES = 3

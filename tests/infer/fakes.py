@@ -22,7 +22,7 @@ from shoestring.infer.config import InferConfig, LimitsConfig, ShardsConfig, Sta
 from shoestring.infer.desk import Desk
 from shoestring.infer.engine import Engine, Tools
 from shoestring.infer.graph import Graph
-from shoestring.infer.kid import KidEnd
+from shoestring.infer.kids import KidEnd
 from shoestring.infer.layout import Setting
 from shoestring.infer.pressure import Budget
 from shoestring.infer.shared import NO_ROOM
@@ -239,9 +239,6 @@ class FakeKid:
         self._at_s = world.clock.now() + act.setup_s
         self._up = False
         self._hangs = False
-
-    def fileno(self) -> int:
-        return -1
 
     def send(self, order: Orders) -> None:
         if not self._orders and self._up:

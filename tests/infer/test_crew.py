@@ -20,7 +20,7 @@ from shoestring.infer.crew import (
     over,
     place,
 )
-from shoestring.infer.kid import KidEnd
+from shoestring.infer.kids import KidEnd
 from shoestring.infer.wire import Cost, Loaded, Orders, Predict, Predicted, Raised, Replies, Up
 
 MB = 1 << 20
@@ -35,9 +35,6 @@ class Puppet:
         self.says: list[Replies] = []
         self.end: KidEnd | None = None
         self.stopped = False
-
-    def fileno(self) -> int:
-        return -1
 
     def send(self, order: Orders) -> None:
         self.orders.append(order)

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from shoestring.base.clock import SystemClock
 from shoestring.base.errors import InferError
+from shoestring.data.ranges import size
 from shoestring.data.row_index import RowIndex
 from shoestring.infer.rehearsal import Rehearsal
 from shoestring.infer.rehearse import MOST_ITEMS, chunk_rows, first_batch, rehearse, spread
-from shoestring.infer.shards import rows_of
 from tests.infer.real_job import job
 
 
@@ -29,7 +29,7 @@ def trial(folder: Path, rows: int, stages: list[dict[str, Any]], tried: int = 60
 @given(st.integers(1, 500), st.integers(1, 200), st.integers(1, 30))
 def test_rows_are_from_all_over(rows: int, wanted: int, runs: int) -> None:
     ranges = spread(rows, wanted, runs)
-    assert rows_of(ranges) == min(rows, wanted)
+    assert size(ranges) == min(rows, wanted)
     assert ranges[0][0] == 0 and ranges[-1][1] <= rows
     assert all(before[1] < after[0] for before, after in pairwise(ranges))
     if runs > 1 and wanted > 1:

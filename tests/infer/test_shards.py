@@ -5,9 +5,10 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from shoestring.data.ranges import size
 from shoestring.infer.pressure import Budget, default_bytes, may_read, read_rows
 from shoestring.infer.regroup import all_failed, cut_back
-from shoestring.infer.shards import Read, Segments, Shards, cut_ranges, nth_position, rows_of, without
+from shoestring.infer.shards import HeldSegments, Read, Shards, cut_ranges, nth_position, without
 
 MB = 1 << 20
 ranges = st.lists(st.integers(1, 9), min_size=1, max_size=5).map(
@@ -23,15 +24,15 @@ def positions(parts: tuple[tuple[int, int], ...]) -> list[int]:
 def test_ranges_are_cut_and_thinned(parts: tuple[tuple[int, int], ...], count: int, bad: set[int]) -> None:
     first, second = cut_ranges(parts, count)
     assert positions(first) + positions(second) == positions(parts)
-    assert rows_of(first) == min(count, rows_of(parts))
+    assert size(first) == min(count, size(parts))
     assert positions(without(parts, bad)) == [at for at in positions(parts) if at not in bad]
-    assert [nth_position(parts, at) for at in range(rows_of(parts))] == positions(parts)
-    assert nth_position(parts, rows_of(parts)) == -1
+    assert [nth_position(parts, at) for at in range(size(parts))] == positions(parts)
+    assert nth_position(parts, size(parts)) == -1
 
 
 def test_a_segment_goes_when_the_last_who_needs_it_lets_go() -> None:
     gone: list[str] = []
-    segments = Segments(gone.append)
+    segments = HeldSegments(gone.append)
     segments.made("a", 10)
     segments.made("b", 5)
     segments.hold(["a"])
@@ -50,7 +51,7 @@ def test_a_segment_goes_when_the_last_who_needs_it_lets_go() -> None:
 
 def test_a_shard_is_complete_when_all_items_were_answered() -> None:
     gone: list[str] = []
-    segments = Segments(gone.append)
+    segments = HeldSegments(gone.append)
     shards = Shards({"a": "rows", "b": "a"}, ["b"], segments)
     shards.add(7, ((0, 3), (10, 12)), {10: "given up"})
     read = shards.next_read(100)
@@ -84,7 +85,7 @@ def test_a_shard_is_complete_when_all_items_were_answered() -> None:
 
 def test_what_was_dropped_is_passed_over() -> None:
     gone: list[str] = []
-    segments = Segments(gone.append)
+    segments = HeldSegments(gone.append)
     shards = Shards({"a": "rows"}, ["a"], segments)
     shards.add(1, ((0, 2),), {})
     read = shards.next_read(1)
@@ -103,7 +104,7 @@ def test_what_was_dropped_is_passed_over() -> None:
 
 
 def test_a_shard_of_verdicts_alone_is_complete_at_once() -> None:
-    shards = Shards({"a": "rows"}, ["a"], Segments(lambda name: None))
+    shards = Shards({"a": "rows"}, ["a"], HeldSegments(lambda name: None))
     shards.add(1, ((4, 6),), {4: "x", 5: "y"})
     assert [one.lease_id for one in shards.ready_to_write()] == [1]
     assert shards.write_order(1, 1, "w").chunks == ()

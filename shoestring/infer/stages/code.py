@@ -16,6 +16,9 @@ from shoestring.infer.batch import StageContext
 from shoestring.infer.config import StageConfig
 from shoestring.infer.stages.looks import is_file, split_code
 
+LOADED_AS = "shoestring_stage_"
+"""How the modules of stages are called that were loaded from a file."""
+
 
 def make(config: StageConfig, context: StageContext) -> Any:
     """The class's object, made with `options`; a function with `options` as its keyword arguments.
@@ -64,7 +67,7 @@ def _from_name(name: str) -> ModuleType:
 def _from_file(path: Path) -> ModuleType:
     """A module of its own; what lies beside the file can be imported by it."""
     path = path.resolve()
-    name = f"shoestring_stage_{path.stem}_{abs(hash(str(path))):x}"
+    name = f"{LOADED_AS}{path.stem}_{abs(hash(str(path))):x}"
     if name in sys.modules:
         return sys.modules[name]
     folder = str(path.parent)

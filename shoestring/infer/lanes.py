@@ -10,7 +10,7 @@ from shoestring.infer.blame import Failure, Work
 from shoestring.infer.crew import Crew, Member, Task
 from shoestring.infer.pools import Pools
 from shoestring.infer.regroup import Queue
-from shoestring.infer.shards import Fresh, Segments, Shards
+from shoestring.infer.shards import Fresh, HeldSegments, Shards
 from shoestring.infer.wire import Replies
 
 T = TypeVar("T")
@@ -41,7 +41,7 @@ class Bench:
     """
 
     shards: Shards
-    segments: Segments
+    segments: HeldSegments
     crew: Crew[object]
     pools: Pools
     queues: dict[str, Queue]
