@@ -10,8 +10,10 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from shoestring.base.errors import ConfigError
 from shoestring.infer.births import Settings
 from shoestring.infer.config import InferConfig, StageConfig
+from shoestring.infer.stages.looks import kind_of, split_code
 
 FORK_SAFE = (
     "numpy", "torch", "transformers", "tokenizers", "safetensors", "PIL", "scipy", "sklearn", "onnxruntime",
@@ -19,6 +21,11 @@ FORK_SAFE = (
 )  # fmt: skip
 """Importing these touches no device and leaves no thread that a fork would miss. A user's own module may do
 anything: it is imported in the child."""
+
+NEEDS = {
+    "huggingface": ("torch", "transformers"), "onnx": ("onnxruntime",), "export": ("torch",),
+    "checkpoint": ("torch",), "images": ("PIL",),
+}  # fmt: skip
 
 
 def preload(settings: Settings) -> None:
@@ -41,15 +48,14 @@ def wanted(settings: Settings) -> set[str]:
 
 
 def _of(stage: StageConfig, path: list[Path]) -> Iterator[str]:
-    uses = stage.uses
-    if stage.kind == "code" or (stage.kind == "auto" and ":" in uses and "://" not in uses):
-        yield from _imports(_file_of(uses.rpartition(":")[0], path))
-    elif stage.kind == "onnx" or uses.endswith(".onnx"):
-        yield "onnxruntime"
-    elif stage.kind == "huggingface" or (Path(uses) / "config.json").exists():
-        yield from ("torch", "transformers")
-    elif stage.kind != "images":
-        yield "torch"
+    try:
+        kind = kind_of(stage)
+        if kind == "code":
+            yield from _imports(_file_of(split_code(stage.uses)[0], path))
+            return
+    except ConfigError:  # the child meets it and tells
+        return
+    yield from NEEDS[kind]
 
 
 def _file_of(module: str, path: list[Path]) -> Path | None:

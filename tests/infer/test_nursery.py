@@ -23,6 +23,7 @@ from shoestring.infer.preload import wanted
 from shoestring.infer.shared import Segments
 from shoestring.infer.talk import Gone
 from shoestring.infer.wire import Load, Loaded, Predict, Predicted, Raised, Ref, Up
+from shoestring.models.moe_lm.config import MODEL_TYPE
 from tests.infer.kidstages import Talk, live, make_job
 
 CLOCK = SystemClock()
@@ -244,6 +245,10 @@ def test_what_is_imported_once(tmp_path: Path) -> None:
         return wanted(Settings(make_job(tmp_path, uses), "", "", "w0", [str(tmp_path)]))
 
     ours = {"shoestring.infer.predicting"}
-    assert names("mine:Model") - set(sys.modules) - ours <= {"scipy", "sklearn"}
+    assert names("mine:Model") - ours == {"scipy", "sklearn"} - set(sys.modules)
     assert "helpers" not in names(f"{tmp_path}/mine.py:Model") and "os" not in names("mine:Model")
     assert names("model.onnx") - ours == {"onnxruntime"} and names("nowhere.py:X") == ours
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert names(str(tmp_path)) - ours == {"torch", "transformers"}
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{MODEL_TYPE}"}}')
+    assert names(str(tmp_path)) - ours == {"torch"} and names("neither/nor") == ours
