@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import click
 
 from shoestring.base.clock import SystemClock
 from shoestring.base.config import load_config, read_toml
 from shoestring.base.errors import ConfigError
-from shoestring.base.record import read_events
 from shoestring.commands.common import INFER, print_json
+from shoestring.commands.ending import conclude
 from shoestring.fleet.launch import Outcome
 from shoestring.fleet.rundirs import About
 from shoestring.infer.config import InferConfig, StageConfig
 from shoestring.infer.runs import dry_run, run_job
 from shoestring.infer.runs import resume as resume_job
-from shoestring.report.page import write_page
 from shoestring.report.shard_terminal import ShardView
 
 
@@ -54,7 +49,7 @@ def infer(
             return 0
         recipe = job.stem if job is not None and job.stem.isidentifier() else INFER
         ended = run_job(config, recipe, name, runs_dir, clock, view)
-    return conclude(ended.run_dir, ended.outcome, config.sink.path, as_json)
+    return _conclude(ended.run_dir, ended.outcome, config, as_json)
 
 
 def job_config(
@@ -97,29 +92,9 @@ def resume(
         view.begin(run_dir.name)
         view.say(f"resuming {run_dir.name}")
         outcome = resume_job(config, about, run_dir, SystemClock(), view)
-    return conclude(run_dir, outcome, config.sink.path, as_json)
+    return _conclude(run_dir, outcome, config, as_json)
 
 
-def conclude(run_dir: Path | None, outcome: Outcome, output: str, as_json: bool) -> int:
-    """Write the page, and say where everything is."""
-    page = write_page(run_dir) if run_dir is not None else None
-    results = read_events(run_dir / "events.jsonl").of("result") if run_dir is not None else []
-    if as_json:
-        where: dict[str, Any] = {
-            "run": run_dir.name if run_dir is not None else "",
-            "output": output,
-            "report": str(page or ""),
-            "exit_code": outcome.exit_code,
-            "result": results[-1] if results else {},
-        }
-        print_json(asdict(outcome) | where)
-        return outcome.exit_code
-    if outcome.error:
-        click.secho(outcome.error, fg="red", bold=True, err=True)
-        click.echo(f"what to do: {outcome.todo}", err=True)
-    if outcome.status != "finished" and run_dir is not None:
-        said = "interrupted; " if outcome.status == "interrupted" else ""
-        click.echo(f"{said}go on with: shoestring resume {run_dir.name} --runs-dir {run_dir.parent}")
-    if page is not None:
-        click.echo(f"report:     {page}")
-    return outcome.exit_code
+def _conclude(run_dir: Path | None, outcome: Outcome, config: InferConfig, as_json: bool) -> int:
+    resumes = outcome.status != "finished"
+    return conclude(run_dir, outcome, {"output": config.sink.path}, as_json, resumes)

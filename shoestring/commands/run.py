@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 
-import click
-
 from shoestring.base.clock import SystemClock
-from shoestring.base.record import read_events
-from shoestring.commands.common import load_job, load_recipe, print_json, reload_config
+from shoestring.commands.common import load_job, load_recipe, reload_config
+from shoestring.commands.ending import conclude
 from shoestring.fleet.launch import Outcome
 from shoestring.fleet.rundirs import About, new_run_dir
-from shoestring.report.page import write_page
 from shoestring.report.terminal import LiveView
 from shoestring.train.runs import resume as resume_run
 from shoestring.train.runs import start
@@ -43,24 +39,7 @@ def resume(
 
 
 def _conclude(run_dir: Path, outcome: Outcome, as_json: bool) -> int:
-    """Write the page and say where everything is."""
-    page = write_page(run_dir)
-    results = read_events(run_dir / "events.jsonl").of("result")
     checkpoints = sorted((run_dir / "checkpoints").glob("step-????????"))
-    where = {
-        "run": run_dir.name,
-        "checkpoint": str(checkpoints[-1]) if checkpoints else "",
-        "report": str(page),
-        "exit_code": outcome.exit_code,
-    }
-    if as_json:
-        print_json(asdict(outcome) | where | {"result": results[-1] if results else {}})
-        return outcome.exit_code
-    if outcome.error:
-        click.secho(outcome.error, fg="red", bold=True, err=True)
-        click.echo(f"what to do: {outcome.todo}", err=True)
-    if outcome.status == "interrupted":
-        click.echo(f"interrupted; go on with: shoestring resume {run_dir.name} --runs-dir {run_dir.parent}")
-    click.echo(f"checkpoint: {where['checkpoint'] or 'none'}")
-    click.echo(f"report:     {page}")
-    return outcome.exit_code
+    made = {"checkpoint": str(checkpoints[-1]) if checkpoints else ""}
+    said = [f"checkpoint: {made['checkpoint'] or 'none'}"]
+    return conclude(run_dir, outcome, made, as_json, outcome.status == "interrupted", said)

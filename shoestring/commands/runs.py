@@ -11,11 +11,10 @@ from rich.table import Table
 from shoestring.base.record import Events, read_events
 from shoestring.commands.common import INFER, print_json
 from shoestring.fleet.rundirs import ABOUT, About, find_run
+from shoestring.report.job_view import TELLING, totals_of
 
 TRAINED = ("run", "recipe", "status", "steps", "loss", "faults", "checkpoint")
 INFERRED = ("run", "status", "rows", "done", "failed", "faults", "output")
-DONE = ("rows", "summary")
-"""Events that tell how many rows are done."""
 
 
 def runs(runs_dir: Path, as_json: bool) -> int:
@@ -64,14 +63,14 @@ def _row(run_dir: Path) -> dict[str, Any]:
 
 def _inferred(about: About, events: Events | None, status: str, faults: int) -> dict[str, Any]:
     """A job over rows: how many of them are done, and where the output is."""
-    data, known, begun = (events.of(*kinds) if events else [] for kinds in (("data",), DONE, ("run",)))
-    done = known[-1] if known else {}
+    data, known, begun = (events.of(*kinds) if events else [] for kinds in (("data",), TELLING, ("run",)))
+    done = totals_of(known[-1]) if known else {"rows": 0, "failed": 0}
     return {
         "run": about.name,
         "status": status,
         "rows": data[-1]["rows"] if data else 0,
-        "done": next((done[key] for key in ("done", "rows") if key in done), 0),
-        "failed": done["failed"] if done else 0,
+        "done": done["rows"],
+        "failed": done["failed"],
         "faults": faults,
         "output": begun[-1]["settings"]["sink"]["path"] if begun else "",
     }

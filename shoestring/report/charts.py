@@ -16,10 +16,12 @@ from shoestring.report import tables
 from shoestring.report.drawing import (
     EVENT_COLOR,
     FAULT_COLOR,
+    HEIGHT,
     LANE_HEIGHT,
-    REASON_CHARS,
     SHAPES,
     clock,
+    curve,
+    curves,
     data,
     fault_rules,
     marks,
@@ -28,6 +30,7 @@ from shoestring.report.drawing import (
 from shoestring.report.job_charts import job_chart, pool_chart
 from shoestring.report.record_view import RecordView
 from shoestring.report.series import (
+    REASON_CHARS,
     Row,
     metric_curve,
     rate_curve,
@@ -71,17 +74,15 @@ def _metric(view: RecordView, name: str) -> Any:
     thin = base.mark_line(opacity=0.35, strokeWidth=1).encode(y=alt.Y("value:Q", title=None, scale=scale))
     bold = base.mark_line(strokeWidth=2.4).encode(y=alt.Y("smooth:Q", title=None, scale=scale))
     reach = base.mark_point(opacity=0, size=120).encode(y=alt.Y("smooth:Q", title=None), tooltip=tips)
-    return alt.layer(band, thin, bold, fault_rules(view), reach).properties(width="container", height=190)
+    return alt.layer(band, thin, bold, fault_rules(view), reach).properties(width="container", height=HEIGHT)
 
 
 def _rate(view: RecordView, name: str) -> Any:
     rows = rate_curve(view, name)
     if not rows:
         return None
-    base = alt.Chart(data(rows)).encode(x=time_axis(), y=alt.Y("per_s:Q", title=None))
     tips = [alt.Tooltip("step:Q", format=","), alt.Tooltip("per_s:Q", title=f"{name} per second", format=",")]
-    line, reach = base.mark_line(strokeWidth=2.4), base.mark_point(opacity=0, size=120).encode(tooltip=tips)
-    return alt.layer(line, fault_rules(view), reach).properties(width="container", height=190)
+    return curve(view, rows, "per_s", tips)
 
 
 def _worker_line(view: RecordView, key: str) -> Any:
@@ -89,12 +90,8 @@ def _worker_line(view: RecordView, key: str) -> Any:
     if not rows:
         return None
     titles = {"compute_s": "batch time (s)", "samples": "samples of a step"}
-    color = alt.Color("worker:N", sort=list(view.workers), title=None, legend=alt.Legend(orient="top"))
-    base = alt.Chart(data(rows)).encode(x=time_axis(), y=alt.Y(f"{key}:Q", title=None), color=color)
-    line = base.mark_line(strokeWidth=1.8).encode(detail="round:N")
-    tips = ["worker:N", alt.Tooltip("step:Q", format=","), alt.Tooltip(f"{key}:Q", title=titles[key])]
-    reach = base.mark_point(size=18, filled=True, opacity=0.7).encode(tooltip=tips)
-    return alt.layer(line, reach, fault_rules(view)).properties(width="container", height=190)
+    tips = [alt.Tooltip("step:Q", format=","), alt.Tooltip(f"{key}:Q", title=titles[key])]
+    return curves(view, rows, key, "worker", list(view.workers), tips, detail="round")
 
 
 def _time_split(view: RecordView, argument: str) -> Any:

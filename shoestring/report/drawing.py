@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 import altair as alt
 
 from shoestring.report.record_view import RecordView
-from shoestring.report.series import Row, rounded
+from shoestring.report.series import REASON_CHARS, Row, rounded
 
 LANE_HEIGHT = 26
+HEIGHT = 190
 FAULT_COLOR = "#dd5061"  # these two are seen on light and on dark paper
 EVENT_COLOR = "#8a8f98"
 TIME_TITLE = "time of running (min:s)"
-REASON_CHARS = 220
 MARKED_EVENTS = 400
 SHAPES: Mapping[str, str] = MappingProxyType(
     {"fault": "cross", "checkpoint": "square", "decision": "diamond", "round": "triangle-right"}
@@ -47,6 +47,42 @@ def fault_rules(view: RecordView) -> Any:
         .mark_rule(strokeDash=[4, 3], strokeWidth=1.3, color=FAULT_COLOR)
         .encode(x=time_axis(), tooltip=[alt.Tooltip("reason:N", title="fault")])
     )
+
+
+def curve(view: RecordView, rows: list[Row], field: str, tips: list[Any]) -> Any:
+    """One field of the rows over time, with the faults."""
+    base = alt.Chart(data(rows)).encode(x=time_axis(), y=alt.Y(f"{field}:Q", title=None))
+    line, reach = base.mark_line(strokeWidth=2.4), base.mark_point(opacity=0, size=120).encode(tooltip=tips)
+    return alt.layer(line, fault_rules(view), reach).properties(width="container", height=HEIGHT)
+
+
+def curves(
+    view: RecordView,
+    rows: list[Row],
+    field: str,
+    by: str,
+    order: list[str],
+    tips: list[Any],
+    detail: str = "",
+    steps: bool = False,
+    more: Sequence[Any] = (),
+) -> Any:
+    """One field of the rows over time, a line for each value of `by`, with the faults.
+
+    Args:
+        order: of these values.
+        detail: a field at whose change a line is broken off; empty: none.
+        steps: whether the value stays until the next one.
+        more: layers on top.
+    """
+    color = alt.Color(f"{by}:N", sort=order, title=None, legend=alt.Legend(orient="top"))
+    base = alt.Chart(data(rows)).encode(x=time_axis(), y=alt.Y(f"{field}:Q", title=None), color=color)
+    line = base.mark_line(strokeWidth=1.8, interpolate="step-after" if steps else "linear")
+    if detail:
+        line = line.encode(detail=f"{detail}:N")
+    reach = base.mark_point(size=18, filled=True, opacity=0.7).encode(tooltip=[f"{by}:N", *tips])
+    layers = (line, reach, fault_rules(view), *more)
+    return alt.layer(*layers).properties(width="container", height=HEIGHT)
 
 
 def marks(view: RecordView) -> list[Row]:

@@ -11,12 +11,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from shoestring.report.record_view import Event, RecordView
-from shoestring.report.series import BINS, WORKER_BINS, Row, bins, rounded
+from shoestring.report.series import BINS, REASON_CHARS, WORKER_BINS, Row, bins, rounded
 
 HEARD_S = 30.0
 """A worker that has told nothing for so long has gone: its pools do not count any more."""
-REASON_CHARS = 220
 MARKED = 300
+TELLING = ("rows", "summary")
+"""Kinds of events that tell how many rows are done."""
 COSTS = ("row_s", "cpu_share", "busy")
 
 
@@ -27,7 +28,7 @@ def is_job(view: RecordView) -> bool:
 
 def told(view: RecordView) -> int | None:
     """Index of the event that tells the newest totals."""
-    found = [view.last(kind) for kind in ("rows", "summary")]
+    found = [view.last(kind) for kind in TELLING]
     return max((index for index in found if index is not None), default=None)
 
 
@@ -40,7 +41,11 @@ def totals(view: RecordView) -> dict[str, int]:
     index = told(view)
     if index is None:
         raise LookupError("no event tells how many rows are done")
-    event = view.events[index]
+    return totals_of(view.events[index])
+
+
+def totals_of(event: Event) -> dict[str, int]:
+    """The same of one event, of a kind of `TELLING`."""
     found = {"rows": event["done"] if "done" in event else event["rows"], "failed": event["failed"]}
     return found | ({"files": event["shards"]} if "shards" in event else {})
 
@@ -69,8 +74,9 @@ def done_curve(view: RecordView) -> list[Row]:
         if all(isinstance(event.get(key), int | float) for key in ("done", "failed", "rows_per_s")):
             at = {"at_s": rounded(at_s), "done": event["done"], "failed": event["failed"]}
             rows.append({**at, "per_s": rounded(event["rows_per_s"])})
-    if (last := view.last("summary")) is not None and rows:
-        event = view.events[last]
+    last = view.last("summary")
+    event = view.events[last] if last is not None else {}
+    if last is not None and rows and all(isinstance(event.get(key), int) for key in ("rows", "failed")):
         at = {"at_s": rounded(view.at_s[last]), "done": event["rows"], "failed": event["failed"]}
         rows.append({**at, "per_s": rows[-1]["per_s"]})
     return rows

@@ -15,6 +15,8 @@ from shoestring.report.record_view import RecordView, Step
 BINS = 240
 WORKER_BINS = 160
 SMOOTH_SHARE = 0.04
+REASON_CHARS = 220
+"""Of a reason that a chart shows."""
 Row = dict[str, Any]
 
 
