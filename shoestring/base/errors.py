@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
+_USER_INFO = re.compile(r"(\w://)[^/@\s]+@")
+
 
 class ShoestringError(Exception):
     """Base of every error that a user can meet.
@@ -108,3 +112,8 @@ class InterruptedRun(ShoestringError):
 def first_line(error: BaseException) -> str:
     """What an error says, in one line; its kind where it says nothing."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
+
+
+def without_passwords(text: str) -> str:
+    """A text without passwords that URLs in it carry."""
+    return _USER_INFO.sub(r"\1***@", text)

@@ -30,11 +30,11 @@ from typing import Any, BinaryIO, cast
 import msgspec
 import pyarrow as pa
 
-from shoestring.base.errors import SinkError
+from shoestring.base.errors import SinkError, without_passwords
 from shoestring.data.fitting import fitted, with_errors
 from shoestring.data.output_state import ERROR, Output, Staged
 from shoestring.data.sink_config import SinkConfig
-from shoestring.data.sink_files import Files, UrlFiles, files_of_sink, is_part, shown
+from shoestring.data.sink_files import Files, UrlFiles, files_of_sink, is_part
 from shoestring.data.sink_formats import RowWriter, check_schema, writer_for
 from shoestring.data.sinks import (
     IMAGES,
@@ -216,7 +216,7 @@ class Outputs:
     """
 
     def __init__(self, sink: SinkConfig, job: str, files: Files | None = None) -> None:
-        self._sink, self._job, self._where = sink, job, shown(sink.path)
+        self._sink, self._job, self._where = sink, job, without_passwords(sink.path)
         self._files = files if files is not None else files_of_sink(sink.path)
         self._folder = staging_folder(job)
         self._manifest = Manifest(job, format=sink.format)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import secrets
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -17,11 +16,10 @@ from typing import Any, BinaryIO, Protocol, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from shoestring.base.errors import ShoestringError, SinkError, first_line
+from shoestring.base.errors import ShoestringError, SinkError, first_line, without_passwords
 from shoestring.base.files import sync_folder
 
 RESUME = "then resume the run: what is committed stays"
-_USER_INFO = re.compile(r"(\w://)[^/@\s]+@")
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _FORBIDDEN = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 _NO_FOLDER = frozenset({errno.ENOTDIR, errno.EEXIST})
@@ -92,12 +90,13 @@ def files_of_sink(path: str) -> Files:
         system, root = fsspec.core.url_to_fs(os.path.expanduser(path))
     except ImportError as error:
         raise SinkError(
-            f"cannot write to {shown(path)}: {shown(str(error))}",
+            f"cannot write to {without_passwords(path)}: {without_passwords(str(error))}",
             "install the package for that kind of URL, or choose another",
         ) from error
     except Exception as error:
         raise SinkError(
-            f"cannot write to {shown(path)}: {_said(error)}", "check the address, and your rights there"
+            f"cannot write to {without_passwords(path)}: {_said(error)}",
+            "check the address, and your rights there",
         ) from error
     return (
         LocalFiles(Path(root).absolute())
@@ -118,14 +117,14 @@ def telling(where: str, doing: str, kinds: tuple[type[Exception], ...] = (OSErro
     except ShoestringError:
         raise
     except kinds as error:
-        raise SinkError(f"cannot {doing} {shown(where)}: {_said(error)}", _todo(error)) from error
+        raise SinkError(f"cannot {doing} {without_passwords(where)}: {_said(error)}", _todo(error)) from error
 
 
 def _said(error: BaseException) -> str:
     """An error in one line."""
     if isinstance(error, OSError) and error.strerror and error.errno:
         return error.strerror
-    return shown(first_line(error))
+    return without_passwords(first_line(error))
 
 
 def part_name(name: str) -> str:
@@ -137,11 +136,6 @@ def part_name(name: str) -> str:
 def is_part(name: str, of: str) -> bool:
     """Whether this is what is left of a writing of that file."""
     return name.startswith(f".{of}.") and name.endswith(".part")
-
-
-def shown(text: str) -> str:
-    """A text without passwords that URLs in it carry."""
-    return _USER_INFO.sub(r"\1***@", text)
 
 
 def _todo(error: Exception) -> str:

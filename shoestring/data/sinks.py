@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
-from shoestring.base.errors import SinkError
+from shoestring.base.errors import SinkError, without_passwords
 from shoestring.data.output_state import Output, Ranges, add_counts
 from shoestring.data.sink_config import SinkConfig
-from shoestring.data.sink_files import Files, files_of_sink, shown
+from shoestring.data.sink_files import Files, files_of_sink
 
 MANIFEST = "_manifest.json"
 """Parquet readers pass over names that begin with `_` or `.`."""
@@ -157,6 +157,6 @@ def _read(files: Files, where: str, kind: type[T]) -> T | None:
         return msgspec.json.decode(data, type=kind) if data is not None else None
     except msgspec.DecodeError as error:
         raise SinkError(
-            f"{shown(where)}/{MANIFEST} is damaged, or not the manifest of a job: {error}",
+            f"{without_passwords(where)}/{MANIFEST} is damaged, or not the manifest of a job: {error}",
             "choose another folder (sink.path), or remove it if what is in there is not needed",
         ) from error

@@ -33,12 +33,6 @@ class HeldSegments:
         self._bytes: dict[str, int] = {}
         self.held_bytes = 0
 
-    def __contains__(self, name: object) -> bool:
-        return name in self._bytes
-
-    def __len__(self) -> int:
-        return len(self._bytes)
-
     def made(self, name: str, size_bytes: int) -> None:
         """There is a segment; nobody needs it yet: `hold` it, or `release` it at once."""
         self._bytes[name] = size_bytes

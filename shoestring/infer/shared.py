@@ -104,18 +104,6 @@ class Segments:
         """Forget a table; one that is not there is fine."""
         (self.folder / name).unlink(missing_ok=True)
 
-    @property
-    def held_bytes(self) -> int:
-        """Of all tables that were not removed."""
-        held_bytes = 0
-        with os.scandir(self.folder) as entries:
-            for entry in entries:
-                try:
-                    held_bytes += entry.stat().st_size
-                except FileNotFoundError:  # removed by somebody since
-                    continue
-        return held_bytes
-
     def close(self) -> None:
         """Remove everything; for who made it."""
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import gc
 import os
-import re
 import resource
 import site
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from shoestring.base.clock import Clock
-from shoestring.base.errors import ConfigError, ShoestringError, SinkError
+from shoestring.base.errors import ConfigError, ShoestringError, SinkError, without_passwords
 from shoestring.infer.wire import Cost, Raised
 
 OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "failed to allocate memory")
@@ -24,7 +23,6 @@ OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", 
 _NO_ROOM = (errno.ENOMEM, errno.ENOSPC)
 _LINE = 500
 _DETAIL = 16_000
-_USER_INFO = re.compile(r"(\w://)[^/@\s]+@")
 _NOT_USERS = tuple(
     {
         str(Path(__file__).parents[1]),
@@ -88,8 +86,8 @@ def raised(task: int, error: BaseException, otherwise: str) -> Raised:
         task=task,
         kind=kind_of(error, otherwise),
         signature=f"{name}{where}",
-        text=_safe(text)[:_LINE],
-        detail=_safe("".join(traceback.format_exception(error)))[-_DETAIL:],
+        text=without_passwords(text)[:_LINE],
+        detail=without_passwords("".join(traceback.format_exception(error)))[-_DETAIL:],
         todo=error.todo if isinstance(error, ShoestringError) else "",
     )
 
@@ -127,8 +125,3 @@ def closed(close: Callable[[], object]) -> None:
             close()
         except Exception:  # noqa: BLE001  a user's code may raise anything
             traceback.print_exc()
-
-
-def _safe(text: str) -> str:
-    """Without passwords that URLs carry."""
-    return _USER_INFO.sub(r"\1***@", text)

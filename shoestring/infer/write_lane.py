@@ -111,6 +111,8 @@ class WriteLane:
                 + (f"\n{failure.detail.rstrip()}" if failure.detail else ""),
                 failure.todo or "mend the sink, then resume the run: what is done stays done",
             )
+        else:
+            self._bench.fault(f"{one.discard.name}, staged in vain, cannot be removed: {failure.text}")
 
     def spared(self, task: Task[object]) -> None:
         """It was not written."""

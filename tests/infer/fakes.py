@@ -95,6 +95,7 @@ class World:
     most_bytes: int = 0
     item_bytes: int = 100
     write_disasters: deque[str] = field(default_factory=deque)
+    discard_act: str = ""
     load_act: Callable[[int], str] = lambda position: ""
     load_s: float = 0.0001
     most_items: int = 1 << 60
@@ -335,6 +336,8 @@ class FakeKid:
             acts = (self._world.acts[self.pool].act(item) for item in self._items(order))
         elif isinstance(order, Load):
             acts = (self._world.load_act(at) for start, stop in order.ranges for at in range(start, stop))
+        elif isinstance(order, Discard):
+            return self._world.discard_act
         elif isinstance(order, Write) and self._world.write_disasters:
             return self._world.write_disasters.popleft()
         else:

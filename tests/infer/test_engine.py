@@ -169,6 +169,15 @@ def test_what_is_late_is_removed() -> None:
     assert [staged.name for staged in found.world.discarded] == ["w0.1-1"]
 
 
+def test_what_is_late_and_cannot_be_removed_is_told_and_stops_nothing() -> None:
+    found = scene(one(StageAct()), 100)
+    found.seat.late.add(1)
+    found.world.discard_act = "sink"
+    assert not found.run(until=lambda: any("in vain" in text for text in found.seat.faults))
+    assert not found.world.discarded and not found.engine._write.busy
+    assert "w0.1-1, staged in vain, cannot be removed: no space left" in found.seat.faults
+
+
 def test_leaving_gives_back_what_is_not_begun_and_finishes_the_rest() -> None:
     found = scene(one(StageAct(item_s=0.01)), 1000, shard_rows=200)
     assert not found.run(until=lambda: len(found.seat.done_leases) == 1)
