@@ -30,8 +30,8 @@ class StageConfig(Config):
         max_wait_s: a batch that is not full is worked on after that long, where the stage has nothing else.
         processes: of each worker; 0: the controller decides.
         device: `cpu`, `cuda`, or empty: a GPU where there is one.
-        device_share: part of a GPU that one process needs; 0.5 lets two of this stage share one. It bounds
-            how many there are, unless `processes` says.
+        device_share: part of a GPU that one process needs; 0.5 lets two share one, of this stage or another.
+            It bounds how many there are beyond one of each, unless `processes` says.
         keep: whether its columns stay in the output; None: those of stages that nothing comes after.
         columns: that it reads (others are not copied to it); empty: all.
         memory_bytes: a process that holds more is restarted, its batch halved; 0: no bound.

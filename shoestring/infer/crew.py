@@ -4,6 +4,7 @@ AntBatchInfer, hangs and leaks restart a process; what is a leak and what is the
 
 from __future__ import annotations
 
+import math
 import signal
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -189,6 +190,16 @@ class Crew(Generic[T]):
     def working(self, pool: str) -> int:
         """Tasks that are given out."""
         return sum(len(one.tasks) for one in self._pools[pool].members)
+
+    def most(self, pool: str) -> int:
+        """Processes that a pool may have now, beside those that the others should have on the same GPUs;
+        0: no bound."""
+        roster, devices = self._pools[pool], len(self._devices)
+        if not roster.share or not devices:
+            return 0
+        free = devices - sum(one.share * one.target for one in self._pools.values())
+        alone = devices * math.floor(1.0 / roster.share + 1e-9)
+        return max(1, min(alone, roster.target + math.floor(free / roster.share + 1e-9)))
 
     # --- who there is ----------------------------------------------------------------------------------
 

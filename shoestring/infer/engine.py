@@ -389,9 +389,13 @@ class Engine:
             now, {plan.name: self._seen(plan, now) for plan in self._pools.plans}
         )
         for one in resizes:
-            before = self._crew.target(one.pool)
-            self._crew.resize(one.pool, one.processes)
-            change = {"from": float(before), "to": float(one.processes)}
+            before, most = self._crew.target(one.pool), self._crew.most(one.pool)
+            # Two that grow at a time may have counted on the same room of a GPU.
+            after = min(one.processes, max(before, most)) if most else one.processes
+            if after == before:
+                continue
+            self._crew.resize(one.pool, after)
+            change = {"from": float(before), "to": float(after)}
             self._desk.changed(PoolChange("resize", one.pool, reason, dict(change)))
 
     def _seen(self, plan: PoolPlan, now: float) -> Now:
@@ -404,6 +408,7 @@ class Engine:
             batch=self._stages[plan.name].sizes.size if plan.name in self._stages else 0,
             restarts=self._crew.restarts(plan.name),
             memory_bytes=max((one.memory_bytes for one in members), default=0),
+            most=self._crew.most(plan.name),
         )
 
     def _state(self) -> State:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from shoestring.infer.config import ROWS, InferConfig, StageConfig
@@ -45,13 +46,17 @@ def plans_of(config: InferConfig, graph: Graph, setting: Setting) -> tuple[PoolP
         return wanted or (setting.processes[name] if name in setting.processes else 1)
 
     load, write = config.pools.load, config.pools.write
+    wanted_of = {name: node.config.processes for name, node in graph.nodes.items()}
+    firsts = _that_fit(
+        {name: count(name, wanted) for name, wanted in wanted_of.items()},
+        {name for name, wanted in wanted_of.items() if wanted},
+        shares_of(graph, setting),
+        len(setting.devices),
+    )
     plans = [PoolPlan("load", "load", ROWS, count("load", load), load > 0)]
     for name, node in graph.nodes.items():
-        wanted = node.config.processes
         parent = "load" if node.parent == ROWS else node.parent
-        most = most_of(node.config, setting.devices)
-        first = min(count(name, wanted), most) if most and not wanted else count(name, wanted)
-        plans.append(PoolPlan(name, "stage", parent, first, wanted > 0, most))
+        plans.append(PoolPlan(name, "stage", parent, firsts[name], wanted_of[name] > 0))
     plans.append(PoolPlan("write", "write", "load", count("write", write), write > 0))
     return tuple(plans)
 
@@ -62,6 +67,21 @@ def bounds_of(config: InferConfig, graph: Graph) -> dict[str, Bounds]:
     own = Bounds(limits.setup_s, limits.memory_bytes)
     stages = {name: Bounds(limits.setup_s, node.config.memory_bytes) for name, node in graph.nodes.items()}
     return {"load": own, **stages, "write": own}
+
+
+def _that_fit(
+    counts: Mapping[str, int], fixed: Collection[str], shares: Mapping[str, float], devices: int
+) -> dict[str, int]:
+    """Processes to begin with: those that are not fixed as far as GPUs have room, but one of each."""
+    fitting = {name: count if name in fixed or not shares[name] else 1 for name, count in counts.items()}
+    free = devices - sum(shares[name] * count for name, count in fitting.items())
+    for name, count in counts.items():
+        if fitting[name] < count:
+            alone = devices * math.floor(1.0 / shares[name] + 1e-9)
+            more = max(0, min(count - 1, alone - 1, math.floor(free / shares[name] + 1e-9)))
+            fitting[name] += more
+            free -= more * shares[name]
+    return fitting
 
 
 def most_of(stage: StageConfig, devices: Sequence[str]) -> int:

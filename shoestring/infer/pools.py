@@ -26,7 +26,6 @@ class PoolPlan:
     Attributes:
         parent: the pool that its items come from; of loaders `rows`, of writers the loaders.
         processes: to begin with; `fixed`: the user has said how many.
-        most: that the devices have room for; 0: no bound.
     """
 
     name: str
@@ -34,7 +33,6 @@ class PoolPlan:
     parent: str
     processes: int
     fixed: bool
-    most: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Now:
         occupied_s: of its processes' time with a task since the last look.
         waiting: items.
         batch: items of a batch; 0: it has none.
+        most: processes that it may have now; 0: no bound.
     """
 
     processes: int
@@ -55,6 +54,7 @@ class Now:
     batch: int = 0
     restarts: int = 0
     memory_bytes: int = 0
+    most: int = 0
 
 
 @dataclass
@@ -146,7 +146,7 @@ class Pools:
         row_s = meter.occupied_s / meter.items * per_row if known else math.nan
         meter.took_s, meter.cpu_s = KEEP * meter.took_s, KEEP * meter.cpu_s
         pool = Pool(
-            plan.name, plan.kind, seen.processes, plan.fixed, busy, share, seen.waiting, row_s, plan.most
+            plan.name, plan.kind, seen.processes, plan.fixed, busy, share, seen.waiting, row_s, seen.most
         )
         rate = meter.items / meter.seconds / per_row if per_row > 0 else 0.0
         return pool, PoolShown(

@@ -422,6 +422,7 @@ def scene(
     decide: Callable[..., Any] = nothing,
     stage_config: dict[str, Any] | None = None,
     proven: tuple[str, ...] = (),
+    devices: tuple[str, ...] = (),
 ) -> Scene:
     """Put one up; `stages`: name -> (parent, what it does)."""
     clock = FakeClock(1000.0)
@@ -447,7 +448,7 @@ def scene(
     engine = Engine(
         config,
         Graph.of(config, None),
-        Setting("w0.1", 2.0, chunk_rows=chunk_rows, rows=rows, proven=frozenset(proven)),
+        Setting("w0.1", 2.0, devices, chunk_rows=chunk_rows, rows=rows, proven=frozenset(proven)),
         Tools(
             kids,
             Desk(seat, clock),

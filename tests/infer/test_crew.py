@@ -278,7 +278,20 @@ def test_processes_share_devices_evenly() -> None:
     stage = Stage(share=0.5, devices=("cuda:0", "cuda:1"))
     stage.keep(4)
     assert stage.kids.devices == ["cuda:0", "cuda:1", "cuda:0", "cuda:1"]
+    assert stage.crew.most("a") == 4
     assert place(("cuda:0", "cuda:1"), [("cuda:0", 0.5)]) == "cuda:1"
+
+
+def test_pools_leave_each_other_room_on_the_devices() -> None:
+    bounds = dict.fromkeys(("a", "b", "load"), Bounds(60.0))
+    crew: Crew[str] = Crew(Puppets(), FakeClock(0.0), bounds, {"a": 0.5, "b": 0.25}, ("cuda:0",))
+    crew.resize("a", 1)
+    crew.resize("b", 1)
+    assert (crew.most("a"), crew.most("b"), crew.most("load")) == (1, 2, 0)
+    crew.resize("b", 4)
+    assert (crew.most("a"), crew.most("b")) == (1, 2)
+    crew.resize("b", 0)
+    assert crew.most("a") == 2
 
 
 def test_what_went_wrong_in_words() -> None:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shoestring.base.errors import InferError
-from shoestring.control.pools import Resize
+from shoestring.control.pools import PoolState, Resize
 from shoestring.fleet import messages as m
 from tests.infer.fakes import MB, Scene, StageAct, scene
 
@@ -287,6 +287,24 @@ def test_the_policy_resizes_and_says_why() -> None:
     )
     shown = {pool.name: pool for pool in found.seat.tells[-1][0]}
     assert shown["a"].processes == 3 and shown["a"].row_s > 0
+
+
+def test_two_that_grow_at_a_time_do_not_both_get_the_same_room_of_a_gpu() -> None:
+    asked: list[dict[str, int]] = []
+
+    def decide(state: PoolState, options: object) -> tuple[tuple[Resize, ...], str]:
+        asked.append({pool.name: pool.most for pool in state.pools})
+        return ((Resize("a", 2), Resize("b", 2)), "more") if len(asked) == 1 else ((), "")
+
+    stages = {name: ("rows", StageAct(item_s=0.01)) for name in ("a", "b")}
+    found = scene(
+        stages, 800, processes=0, decide=decide, devices=("cuda:0",), stage_config={"device_share": 0.3}
+    )
+    assert found.run()
+    check(found, 800)
+    assert asked[0] == {"load": 0, "a": 2, "b": 2, "write": 0} and asked[-1]["b"] == 1
+    changes = [(one.pool, one.fields["to"]) for one in found.seat.changes if one.action == "resize"]
+    assert changes == [("a", 2.0)]
 
 
 def test_a_stage_that_takes_many_batches_at_a_time_gets_them_one_by_one() -> None:

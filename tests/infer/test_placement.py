@@ -12,7 +12,7 @@ from shoestring.base.errors import ConfigError
 from shoestring.cluster.topology import usable_memory_bytes
 from shoestring.infer.config import InferConfig, StageConfig
 from shoestring.infer.graph import Graph
-from shoestring.infer.layout import Setting, plans_of
+from shoestring.infer.layout import Setting, most_of, plans_of
 from shoestring.infer.placement import budget_for, devices_of, outfits
 from shoestring.infer.pressure import LEAST_CHUNK_BYTES
 from shoestring.infer.shared import Segments
@@ -45,14 +45,38 @@ def test_no_gpu_is_taken_where_none_is_wanted_and_one_that_is_missing_is_told() 
         job(device="gpu")
 
 
-@pytest.mark.parametrize(("share", "processes", "most"), [(0.5, 4, 4), (0.3, 6, 6), (1.0, 2, 2)])
-def test_a_share_of_a_gpu_bounds_how_many_there_are(share: float, processes: int, most: int) -> None:
+@pytest.mark.parametrize(("share", "most"), [(0.5, 4), (0.3, 6), (1.0, 2)])
+def test_a_share_of_a_gpu_bounds_how_many_there_are(share: float, most: int) -> None:
     config = job(device_share=share)
     setting = Setting("w", 8.0, ("cuda:0", "cuda:1"), processes={"model": 9})
     plan = next(one for one in plans_of(config, Graph.of(config, None), setting) if one.name == "model")
-    assert (plan.processes, plan.most) == (processes, most)
+    assert plan.processes == most == most_of(config.stages[0], setting.devices)
     on_cpus = plans_of(config, Graph.of(config, None), Setting("w", 8.0, processes={"model": 9}))
-    assert next((one.processes, one.most) for one in on_cpus if one.name == "model") == (9, 0)
+    assert next(one.processes for one in on_cpus if one.name == "model") == 9
+    assert most_of(config.stages[0], ()) == 0
+
+
+@pytest.mark.parametrize(
+    ("shares", "fixed", "counts"),
+    [
+        ((0.5, 0.5), 0, (3, 1)),
+        ((1.0, 1.0), 0, (1, 1)),
+        ((0.25, 0.5), 0, (6, 1)),
+        ((0.5, 0.5), 3, (1, 3)),
+        ((0.5, 0.5), 9, (1, 9)),
+    ],
+)
+def test_stages_begin_with_what_fits_beside_each_other(
+    shares: tuple[float, float], fixed: int, counts: tuple[int, int]
+) -> None:
+    stages = (
+        StageConfig(name="a", uses="m:A", device_share=shares[0]),
+        StageConfig(name="b", uses="m:B", device_share=shares[1], processes=fixed),
+    )
+    config = InferConfig(stages=stages)
+    setting = Setting("w", 8.0, ("cuda:0", "cuda:1"), processes={"a": 9, "b": 9})
+    plans = {one.name: one.processes for one in plans_of(config, Graph.of(config, None), setting)}
+    assert (plans["a"], plans["b"]) == counts
 
 
 @pytest.mark.parametrize(("fixed", "threads"), [(0, 1), (2, 4), (3, 2), (9, 1)])
