@@ -53,7 +53,7 @@ class HuggingFaceOptions(TextOptions):
 
     Attributes:
         task: what the model does; `auto`: by its architecture.
-        pipeline: one of transformers' pipelines over texts, which then does all; its result is the column `result`.
+        pipeline: one of transformers' pipelines over texts, which then does all, into the column `result`.
         text: the column that is read, for all tasks but text generation (`prompt`) and images.
         image: the column of encoded images, or of pixels [H, W, 3].
         engine: of text generation. `ours`: continuous batching; `transformers`: its `generate` in static
