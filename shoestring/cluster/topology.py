@@ -14,6 +14,7 @@ from pathlib import Path
 
 from shoestring.base.config import Config, parse_config, read_toml, to_toml
 from shoestring.base.errors import ConfigError
+from shoestring.base.files import write_whole
 
 KINDS = ("cpu", "cuda")
 PROBE_AGAIN = "run `shoestring probe` again, or mend the file at that place"
@@ -135,11 +136,9 @@ def save_cluster(cluster: Cluster, path: Path) -> None:
         *(f"[[nodes]]\n{to_toml(node)}" for node in cluster.nodes),
         *(f"[[groups]]\n{to_toml(group)}" for group in cluster.groups),
     ]
-    aside = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text("\n".join(parts), encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, "\n".join(parts).encode())
     except OSError as error:
         said = f"cannot write {path}: {error.strerror}"
         raise ConfigError(said, "choose a path that can be written") from error

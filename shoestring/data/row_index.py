@@ -19,6 +19,7 @@ from pydantic import Field
 
 from shoestring.base.config import Config
 from shoestring.base.errors import DataError, first_line
+from shoestring.base.files import write_whole
 from shoestring.data.row_basics import FileRows, Read
 from shoestring.data.row_formats import format_of, schema_of
 from shoestring.data.sources import SourceFile, files_of, version_of
@@ -130,9 +131,7 @@ class RowIndex:
             list(self.skipped),
             self.schema.serialize().to_pybytes(),
         )
-        part = path.with_name(path.name + ".part")
-        part.write_bytes(msgspec.msgpack.encode(kept))
-        part.replace(path)
+        write_whole(path, msgspec.msgpack.encode(kept))
 
     @classmethod
     def load(cls, path: Path) -> RowIndex:

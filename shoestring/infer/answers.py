@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from shoestring.base.errors import InferError
+from shoestring.base.errors import InferError, first_line
 from shoestring.infer.batch import Answer
 from shoestring.infer.schemas import emits_many, item_schema
 
@@ -372,7 +372,7 @@ def _listed(kinds: set[str]) -> str:
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:_SHOWN]
+    return first_line(error)[:_SHOWN]
 
 
 def _wrong(stage: str, what: str, todo: str) -> InferError:

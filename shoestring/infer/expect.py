@@ -139,7 +139,7 @@ def shard_rows(
 
     Args:
         row_bytes: of shared memory for a row in flight.
-        memory_bytes: of the machine.
+        memory_bytes: of the machine, a worker's part.
     """
     if shards.rows:
         return shards.rows, "as set"

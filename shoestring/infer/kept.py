@@ -12,6 +12,7 @@ from typing import TypeVar
 import msgspec
 
 from shoestring.base.errors import RunError
+from shoestring.base.files import write_whole
 from shoestring.data.row_index import RowIndex
 from shoestring.fleet.rundirs import About
 from shoestring.infer.config import InferConfig
@@ -63,7 +64,7 @@ def same_job(token: str, fingerprint: str) -> bool:
 
 def write_identity(run_dir: Path, identity: Identity) -> None:
     """Keep it, whole or not at all."""
-    _write(run_dir / JOB, msgspec.json.encode(identity))
+    write_whole(run_dir / JOB, msgspec.json.encode(identity))
 
 
 def read_identity(run_dir: Path) -> Identity | None:
@@ -77,7 +78,7 @@ def read_identity(run_dir: Path) -> Identity | None:
 
 def write_rehearsal(run_dir: Path, rehearsal: Rehearsal) -> None:
     """Keep what the trial found, whole or not at all."""
-    _write(run_dir / TRIAL, msgspec.msgpack.encode(rehearsal))
+    write_whole(run_dir / TRIAL, msgspec.msgpack.encode(rehearsal))
 
 
 def read_rehearsal(run_dir: Path) -> Rehearsal | None:
@@ -96,12 +97,6 @@ def find_by_token(runs_dir: Path, token: str) -> Path | None:
         if found is not None and found.token == token:
             return path.parent
     return None
-
-
-def _write(path: Path, data: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(data)
-    part.replace(path)
 
 
 def _read(path: Path, decoder: msgspec.json.Decoder[T] | msgspec.msgpack.Decoder[T]) -> T | None:

@@ -29,6 +29,7 @@ from shoestring.infer import kept
 from shoestring.infer.config import InferConfig
 from shoestring.infer.expect import shard_rows
 from shoestring.infer.graph import Graph
+from shoestring.infer.placement import workers_here
 from shoestring.infer.rehearsal import Rehearsal
 from shoestring.infer.settle import settled
 from shoestring.infer.stages import check_stage
@@ -231,8 +232,9 @@ def _run(job: Checked, run_dir: Path, clock: Clock, view: View, record: RunRecor
     _keep(trial, msgspec.structs.replace(identity, job=fingerprint), run_dir)
     record.append("trial", **trial.facts)
     tell(trial, view.say)
+    memory_bytes = usable_memory_bytes() // workers_here(job.config)
     rows, why = shard_rows(
-        job.config.shards, job.config.limits, trial.expected, trial.rehearsal.row_bytes, usable_memory_bytes()
+        job.config.shards, job.config.limits, trial.expected, trial.rehearsal.row_bytes, memory_bytes
     )
     record.append("plan", **_plan(trial, rows, why, job.index.rows))
     view.say(f"shards of {rows:,} rows: {why}")
@@ -246,9 +248,8 @@ def _run(job: Checked, run_dir: Path, clock: Clock, view: View, record: RunRecor
 
 def _try(job: Checked, clock: Clock, found: Rehearsal | None = None) -> Trial:
     stages = {name: node.config for name, node in job.graph.nodes.items()}
-    workers = job.config.fleet.members.workers or 1
-    shared = 1 if job.config.fleet.transport == "ray" else workers
-    return run_trial(job.config, stages, job.index, max(1.0, usable_cores() / shared), clock, found)
+    cores = max(1.0, usable_cores() / workers_here(job.config))
+    return run_trial(job.config, stages, job.index, cores, clock, found)
 
 
 def _unchanged(job: Checked, run_dir: Path) -> kept.Identity:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 
 import pyarrow as pa
 
-from shoestring.base.errors import ConfigError
+from shoestring.base.errors import ConfigError, first_line
 from shoestring.infer.graph import ERROR, IDENTITY, Graph, nearest
 
 _OWN, _MANY = b"own", b"many"
@@ -51,7 +51,7 @@ def agreed(segments: Iterable[pa.Schema]) -> pa.Schema:
         merged = pa.unify_schemas([one.remove_metadata() for one in found], promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ConfigError(
-            f"a stage's answers differ in type: {str(error).splitlines()[0]}",
+            f"a stage's answers differ in type: {first_line(error)}",
             "let it give the same types for every batch",
         ) from error
     fields = [pa.field(one.name, _settled(one.type)) for one in merged]

@@ -94,7 +94,7 @@ def setting_of(context: WorkerContext, payload: InferPayload, config: InferConfi
         who=f"{context.name}.{context.incarnation}",
         cores=cores,
         devices=devices_of(config, number_of(context.name), workers),
-        chunk_rows=config.shards.chunk_rows or payload.chunk_rows or Setting.chunk_rows,
+        chunk_rows=payload.chunk_rows or Setting.chunk_rows,
         batches=payload.batches,
         processes=payload.processes,
         proven=frozenset(payload.schemas),

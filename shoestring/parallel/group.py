@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
+from shoestring.base.errors import first_line
+
 BUCKET_BYTES = 64 * 2**20
 # A peer that died after it had published its address is waited for that long, not for a collective's time.
 FORM_TIMEOUT_S = 10.0
@@ -154,8 +156,12 @@ def form(
         with peer_errors():
             forming_s = min(FORM_TIMEOUT_S, timeout_s)
             dist.init_process_group(
-                backend, store=store, rank=rank, world_size=size,
-                timeout=timedelta(seconds=forming_s), device_id=device if device.type == "cuda" else None,
+                backend,
+                store=store,
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=forming_s),
+                device_id=device if device.type == "cuda" else None,
             )
             distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
         yield Group(rank, size, store)
@@ -177,7 +183,7 @@ def peer_errors(what: str = "") -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        said = str(error).splitlines()[0]
+        said = first_line(error)
         raise PeerLostError(f"{what}: {said}" if what else said) from error
 
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from shoestring.base.errors import first_line
+
 # Above the tags of all other messages between two ranks (torch.distributed's own have another prefix).
 FAREWELL = 2**30 + 1
 NEVER = FAREWELL + 1
@@ -46,7 +48,7 @@ class PeerWatch:
             try:
                 awaited = backend.recv([byte], peer, FAREWELL)
             except RuntimeError as error:
-                lost(peer, str(error).splitlines()[0])
+                lost(peer, first_line(error))
                 continue
             thread = threading.Thread(
                 target=self._wait, args=(peer, awaited, byte), name=f"peer-{peer}", daemon=True
@@ -78,7 +80,7 @@ class PeerWatch:
             awaited.wait(FOR_EVER)
         except RuntimeError as error:
             if not self._closing:
-                self._lost(peer, str(error).splitlines()[0])
+                self._lost(peer, first_line(error))
 
 
 def hang_up(backend: Any, peers: Iterable[int]) -> None:

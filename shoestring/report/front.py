@@ -17,6 +17,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from shoestring.base.errors import ConfigError
+from shoestring.base.files import write_whole
 from shoestring.base.units import format_bytes, format_duration
 from shoestring.report.page import asset
 
@@ -186,10 +187,8 @@ def write_front(path: Path, points: Sequence[Point], limit_bytes: int, title: st
         from shoestring.report.library import vega_library  # seconds to load: only who writes a page pays
 
         content = front_page(points, limit_bytes, title, reason, vega_library()).encode()
-    aside = path.with_name(path.name + ".tmp")
     try:
-        aside.write_bytes(content)
-        aside.replace(path)
+        write_whole(path, content)
     except OSError as error:
         said = f"cannot write {path}: {error.strerror}"
         raise ConfigError(said, "choose a place that can be written") from error

@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from shoestring import __version__
 from shoestring.base.errors import RecordError
+from shoestring.base.files import write_whole
 from shoestring.base.units import format_bytes, format_duration
 from shoestring.report.page import asset, json_for_script, security_policy
 
@@ -99,11 +100,9 @@ def write_heatmap(page: Path, data: HeatMap, library: str | None = None) -> Path
         from shoestring.report.library import vega_library  # seconds to load: only who writes a page pays
 
         library = vega_library()
-    aside = page.with_name(page.name + ".tmp")
     try:
         page.parent.mkdir(parents=True, exist_ok=True)
-        aside.write_text(render(data, library), encoding="utf-8")
-        aside.replace(page)
+        write_whole(page, render(data, library).encode())
     except OSError as error:
         raise RecordError(
             f"cannot write the page {page}: {error.strerror}", "choose another --page"

@@ -16,6 +16,8 @@ from pathlib import Path
 
 import vl_convert
 
+from shoestring.base.files import write_whole
+
 SNIPPET = "window.vegaEmbed = vegaEmbed;"
 
 
@@ -38,14 +40,9 @@ def vega_library(cache_dir: Path | None = None, make: Callable[[], str] = vega_b
     if kept:
         return kept
     bundle = make()
-    aside = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
+    with contextlib.suppress(OSError):  # then the next page makes it again
         folder.mkdir(parents=True, exist_ok=True)
-        aside.write_text(f"{_checksum(bundle)}\n{bundle}", encoding="utf-8")
-        aside.replace(path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
+        write_whole(path, f"{_checksum(bundle)}\n{bundle}".encode())
     return bundle
 
 

@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from shoestring import __version__
 from shoestring.base.errors import RecordError
+from shoestring.base.files import write_whole
 from shoestring.base.record import Events, read_events
 from shoestring.report import formulas, job_view, tables
 from shoestring.report.marks import Marker
@@ -52,10 +53,8 @@ def write_page(run_dir: Path, library: str | None = None) -> Path:
 
         library = vega_library()
     text = render(read_events(run_dir / LOG), library)
-    aside = page.with_suffix(".html.tmp")
     try:
-        aside.write_text(text, encoding="utf-8")
-        aside.replace(page)
+        write_whole(page, text.encode())
     except OSError as error:
         raise RecordError(f"cannot write the page {page}: {error}", "free some space there") from error
     return page

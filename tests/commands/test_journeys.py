@@ -56,7 +56,9 @@ def test_runs_generate_evaluate_report_export(finished: Path, tmp_path: Path) ->
         for _ in range(2)
     ]
     assert made[0]["text"].startswith("def ") and made[0] == made[1]
-    scored = json.loads(shoestring("evaluate", "tiny", "--json", *where).stdout)
+    evaluated = shoestring("evaluate", "tiny", "--json", *where)
+    assert evaluated.returncode == 0, evaluated.stderr
+    scored = json.loads(evaluated.stdout)
     before = read_events(finished / "tiny" / "events.jsonl").of("result")[0]["bits_per_byte"]
     assert scored["bits_per_byte"] == pytest.approx(before, rel=1e-4)
     checked = shoestring("report", "tiny", "--verify", "--json", *where)

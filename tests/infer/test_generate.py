@@ -16,28 +16,13 @@ from shoestring.infer.arena import BLOCK, Arena, Decode, Prefill, causal
 from shoestring.infer.decode import generate
 from shoestring.infer.segments import Span
 from shoestring.infer.streams import Continuous, Made, Wanted, draw
-from shoestring.models.moe_lm.config import MoeConfig
 from shoestring.models.moe_lm.model import MoeLM
 from shoestring.models.moe_lm.serving import ServedMoe
 from shoestring.models.ragged import Attend, LayerShape, RaggedShape
+from tests.infer.tiny import tiny_moe
 
 CPU = torch.device("cpu")
-CONFIG = MoeConfig(
-    vocab_size=96,
-    layers=2,
-    hidden=32,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-    experts=4,
-    top_k=2,
-    shared_experts=1,
-    expert_width=16,
-    max_positions=512,
-    init="fan_in",
-    final_norm_init=4.0,
-    compute_dtype="fp32",
-)
+CONFIG = tiny_moe(96, 512, final_norm_init=4.0)
 STOP = 5
 
 

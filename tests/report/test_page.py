@@ -191,12 +191,15 @@ def test_a_page_without_a_record_is_an_error(tmp_path: Path) -> None:
         write_page(tmp_path, LIBRARY)
 
 
-def test_a_page_that_cannot_be_written_is_an_error_and_leaves_the_old_one(run_dir: Path) -> None:
-    before = (run_dir / "report.html").read_text(encoding="utf-8")
-    (run_dir / "report.html.tmp").mkdir()
+def test_a_page_that_cannot_be_written_is_an_error_and_leaves_what_was_there(run_dir: Path) -> None:
+    page = run_dir / "report.html"
+    page.rename(run_dir / "kept.html")
+    page.mkdir()
+    (page / "in the way").touch()
     with pytest.raises(RecordError, match="cannot write the page"):
         write_page(run_dir, "another library")
-    assert (run_dir / "report.html").read_text(encoding="utf-8") == before
+    assert sorted(path.name for path in page.iterdir()) == ["in the way"]
+    assert not list(run_dir.glob(".*.part")), "nothing half written is left"
 
 
 @pytest.mark.parametrize("kind", TOLD)
