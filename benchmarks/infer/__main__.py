@@ -1,13 +1,16 @@
 """`make bench-infer`: batch inference, ours against loops, Ray Data and multiprocessing, and under kills.
 
 Takes root (CPU quotas, network namespaces for Ray). Parts run one after the other; arms of a part take turns.
+The result is written after each part: one that fails costs itself.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import json
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,8 +44,15 @@ class Part:
 
 
 def _generate(quick: bool, count: int, first: int, known: Found | None) -> Found:
+    """It has no rounds to add to: measured anew each time. Its import takes seconds and memory."""
     measured: Found = importlib.import_module("benchmarks.infer.generate").measure(quick)
     return measured
+
+
+def generate_figures(found: Found) -> Found:
+    """Tokens a second of both, and what tells whether their texts are the same."""
+    keys = ("generate_vs_static", "continuous_tokens_s", "static_tokens_s", "static_ends_known_tokens_s")
+    return {key: found[key] for key in keys} | {"generate_texts_differing": found["texts_differing"]}
 
 
 def _of_peers(name: str, rounds: int = 5, quick_rounds: int = 1) -> Part:
@@ -76,7 +86,7 @@ PARTS: dict[str, Part] = {
     ),
     "ray-faults": Part(
         lambda quick, count, first, known: ray_faults.measure(quick, count, first),
-        lambda found: ray_faults.figures(found["runs"]), ray_faults.FULL, 0,
+        lambda found: ray_faults.figures(found["runs"]), ray_faults.FULL, ray_faults.QUICK,
     ),
     "rows": Part(
         lambda quick, count, first, known: rows.measure(quick, count, first),
@@ -86,7 +96,7 @@ PARTS: dict[str, Part] = {
         lambda quick, count, first, known: rows.measure(quick, count, first, long=True),
         lambda found: rows.long_figures(found["runs"]), 1, 0,
     ),
-    "generate": Part(_generate, lambda found: found["figures"], 1, 1),
+    "generate": Part(_generate, generate_figures, 1, 1),
     "elastic": Part(
         lambda quick, count, first, known: pipeline.elastic(quick, count, first),
         pipeline.elastic_figures, 3, 1,
@@ -104,20 +114,39 @@ def main() -> None:
         raise SystemExit(f"there is no part {unknown[0]!r}; parts: {', '.join(PARTS)}")
     name = "infer_quick" if options.quick else "infer"
     samples: dict[str, Found] = _recorded(name) if options.add or options.more else {}
+    lost = []
     for part in chosen:
         about = PARTS[part]
         count = options.rounds or (about.quick_rounds if options.quick else about.rounds)
         if not count:
             continue
-        before = samples[part] if options.more and part in samples else None
-        first = 1 + max((_number(run) for run in before["runs"]), default=-1) if before else 0
-        found = about.measure(options.quick, count, first, before)
-        samples[part] = joined(before, found) if before else found
-        samples[part]["taken"] = f"{commit()[:8]}, {datetime.now(UTC):%Y-%m-%d %H:%M}"
+        before = samples[part] if options.more and part in samples and "runs" in samples[part] else None
+        try:
+            samples[part] = _measured(about, options.quick, count, before)
+        except Exception:  # noqa: BLE001 - it is said, and a failure must not cost the other parts
+            traceback.print_exc()
+            lost.append(part)
+            continue
+        with contextlib.redirect_stdout(None):  # the last line is for the end
+            _write(samples, options.quick)
+    _write(samples, options.quick)
+    if lost:
+        raise SystemExit(f"failed: {', '.join(lost)}")
+
+
+def _measured(about: Part, quick: bool, count: int, before: Found | None) -> Found:
+    first = 1 + max((_number(run) for run in before["runs"]), default=-1) if before else 0
+    found = about.measure(quick, count, first, before)
+    found["taken"] = f"{commit()[:8]}, {datetime.now(UTC):%Y-%m-%d %H:%M}"
+    about.figures(found)  # here, not at the end, if it cannot
+    return joined(before, found) if before else found
+
+
+def _write(samples: dict[str, Found], quick: bool) -> None:
     figures: dict[str, Any] = dict.fromkeys(KEYS)
     for part, found in samples.items():
         figures |= PARTS[part].figures(found)
-    finish("infer", {"quick": options.quick, "parts": sorted(samples)}, samples, figures)
+    finish("infer", {"quick": quick, "parts": sorted(samples)}, samples, figures)
 
 
 def joined(before: Found, found: Found) -> Found:

@@ -9,16 +9,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks.common import ROOT
 from benchmarks.infer import ours
-from benchmarks.infer.check import same
+from benchmarks.infer.check import Same
 from benchmarks.infer.diary import calls
 from benchmarks.infer.ours import Ran, ran
 from benchmarks.infer.stages import GROUPS, HOME
@@ -44,21 +41,20 @@ class Job:
         batch: items of a call, where the arm is told.
         processes: that compute; 0: ours decides, the others have as many as cores.
         places: folder of CPU quotas; empty: none.
-        wanted: values that must come out; None: only ids are checked.
+        same: what every arm's output is held to.
     """
 
     source: Path
     rows: int
     stage: str
     batch: int
+    same: Same
     processes: int = 0
     places: str = ""
-    wanted: NDArray[np.float64] | None = None
-    options: dict[str, Any] = field(default_factory=dict)
 
     def stage_options(self, diary: Path) -> dict[str, Any]:
         """Of the stage's class."""
-        return {**self.options, "diary": str(diary), **({"places": self.places} if self.places else {})}
+        return {"diary": str(diary), **({"places": self.places} if self.places else {})}
 
 
 def run_ours(job: Job, timeout_s: float, how: dict[str, Any], every_s: float = SAMPLE_S) -> Ran:
@@ -72,7 +68,7 @@ def run_ours(job: Job, timeout_s: float, how: dict[str, Any], every_s: float = S
         flags = more.pop("flags", [])
         settings = ours.config(job.source, place / "out", [stage], **more)
         found = ours.run(settings, place, diary, timeout_s, *flags, every_s=every_s)
-        same(place / "out", job.rows, "value", job.wanted)
+        job.same.check(place / "out")
         return found
 
 
@@ -112,7 +108,7 @@ RUNNERS = {"ours": run_ours, "ray": run_ray, "pool": run_pool}
 
 def _finished(job: Job, done: Any, place: Path) -> Ran:
     found = ran(done, calls(place / "diary"), place / "out")
-    same(place / "out", job.rows, "value", job.wanted)
+    job.same.check(place / "out")
     return found
 
 

@@ -83,24 +83,34 @@ def ids_of(folder: Path, total: int, column: str = "id") -> Ids:
     return compare(np.concatenate(found) if found else np.empty(0, np.int64), total, errors)
 
 
-def same(folder: Path, total: int, column: str, wanted: NDArray[np.floating[Any]] | None = None) -> float:
-    """Check ids and, where told, values; the sum of the values.
+class Same:
+    """Holds every arm to the first: the same ids, each once, and the same values.
 
-    Raises:
-        PartError: they differ.
+    Args:
+        total: rows that went in.
+        column: of the values.
     """
-    ids = ids_of(folder, total)
-    if not ids.whole:
-        raise PartError(f"{folder} has {ids}", "the arms must do equal work")
-    values = np.empty(total)
-    for table in tables(folder):
-        values[table.column("id").to_numpy()] = table.column(column).to_numpy()
-    if wanted is not None and not np.allclose(values, wanted, rtol=TOLERANCE, atol=TOLERANCE):
-        worst = int(np.abs(values - wanted).argmax())
-        raise PartError(
-            f"id {worst} of {folder} has {values[worst]}, not {wanted[worst]}", "the arms must do equal work"
-        )
-    return float(values.sum())
+
+    def __init__(self, total: int, column: str) -> None:
+        self._total, self._column = total, column
+        self._first: NDArray[np.float64] | None = None
+
+    def check(self, folder: Path) -> None:
+        """Raises PartError: the arms have not done equal work."""
+        ids = ids_of(folder, self._total)
+        if not ids.whole:
+            raise PartError(f"{folder} has {ids}", "the arms must do equal work")
+        values = np.empty(self._total)
+        for table in tables(folder):
+            values[table.column("id").to_numpy()] = table.column(self._column).to_numpy()
+        if self._first is None:
+            self._first = values
+        elif not np.allclose(values, self._first, rtol=TOLERANCE, atol=TOLERANCE):
+            worst = int(np.abs(values - self._first).argmax())
+            raise PartError(
+                f"id {worst} of {folder} has {values[worst]}, not {self._first[worst]}",
+                "the arms must do equal work",
+            )
 
 
 def last_change_s(folder: Path) -> float:

@@ -82,13 +82,3 @@ def row_s(noted: Sequence[Call], stage: str) -> float:
     mine = [call for call in noted if call.stage == stage]
     items = sum(call.items for call in mine)
     return sum(call.took_s for call in mine) / items if items else float("nan")
-
-
-def first_s(noted: Sequence[Call], after_s: float = 0.0) -> float:
-    """When the first call that began at or after this moment did; nan: none."""
-    return min((call.began_s for call in noted if call.began_s >= after_s), default=float("nan"))
-
-
-def counted(noted: Sequence[Call], stage: str, after_s: float = 0.0) -> int:
-    """Items that a stage has worked on since a moment."""
-    return sum(call.items for call in noted if call.stage == stage and call.began_s >= after_s)

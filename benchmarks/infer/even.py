@@ -8,6 +8,7 @@ from typing import Any
 from benchmarks.common import table
 from benchmarks.infer import data
 from benchmarks.infer.arms import Job, folder, quotas, run_ours
+from benchmarks.infer.check import Same
 from benchmarks.infer.samples import Arm, Row, ratio, rounds, spread
 
 WORKERS = 4
@@ -52,7 +53,7 @@ def _both(
 ) -> tuple[list[Row], dict[str, str]]:
     with folder() as place, quotas(cores) as places:
         data.write_costs(place / "in", data.costs(rows, FILES, skew, 100 + number), FILES)
-        job = Job(place / "in", rows, "Compute", BATCH, processes=1, places=places)
+        job = Job(place / "in", rows, "Compute", BATCH, Same(rows, "value"), processes=1, places=places)
         workers: dict[str, Any] = {
             "fleet": {"members": {"workers": WORKERS}}, "pools": {"load": 1, "write": 1},
             "stage": {"batch": BATCH},

@@ -1,4 +1,4 @@
-"""Parts `uniform`, `skewed` and `sweep`: ours against Ray Data and multiprocessing on the same rows.
+"""Parts `uniform`, `skewed` and `skew0` to `skew4`: ours against Ray Data and multiprocessing on the same rows.
 
 Each peer is tried with several settings first and runs at the best of them; ours runs as it comes.
 """
@@ -13,8 +13,9 @@ from typing import Any
 from benchmarks.common import table
 from benchmarks.infer import data
 from benchmarks.infer.arms import RUNNERS, Job, folder, peers_ready, quotas
-from benchmarks.infer.grind import Grind
+from benchmarks.infer.check import Same
 from benchmarks.infer.samples import Arm, Row, median, ratio, rounds, spread
+from benchmarks.network.arms import PartError
 
 FILES = 24
 SEED = 5
@@ -41,11 +42,8 @@ def measure(part: str, quick: bool, count: int, first: int, known: dict[str, Any
         known: what an earlier call of this part found: its settings are taken again.
     """
     peers_ready()
-    skew = (
-        {"uniform": 0.0, "skewed": SKEWED}[part]
-        if not part.startswith("skew") or part == "skewed"
-        else float(part[4:])
-    )
+    named = {"uniform": 0.0, "skewed": SKEWED}
+    skew = named[part] if part in named else float(part.removeprefix("skew"))
     rows = 3_000 if quick else 16_000
     if part == "skewed":
         rows = rows * 2 // 3
@@ -55,16 +53,15 @@ def measure(part: str, quick: bool, count: int, first: int, known: dict[str, Any
         data.write_costs(place / "in", cost, FILES)
         places = stack.enter_context(quotas(QUOTAS)) if part == "skewed" else ""
         processes = len(QUOTAS) if places else 0
-        job = Job(place / "in", rows, "Compute", 64, processes, places)
+        job = Job(place / "in", rows, "Compute", 64, Same(rows, "value"), processes, places)
         print(f"{part}: {rows} rows, skew {skew:g}", flush=True)
-        tried = known["tried"] if known else _try(job, cost, quick, skew)
-        checked = replace(job, wanted=None)
-        arms: dict[str, Arm] = {"ours": partial(_run, "ours", checked, {})}
+        tried = known["tried"] if known else _try(job, quick)
+        arms: dict[str, Arm] = {"ours": partial(_run, "ours", job, {})}
         if places:
             arms["ours, three workers"] = partial(
-                _run, "ours", replace(checked, processes=1), {"fleet": {"members": {"workers": len(QUOTAS)}}}
+                _run, "ours", replace(job, processes=1), {"fleet": {"members": {"workers": len(QUOTAS)}}}
             )
-        arms |= {name: partial(_run, name, checked, found["best"]) for name, found in tried.items()}
+        arms |= {name: partial(_run, name, job, found["best"]) for name, found in tried.items()}
         runs, failed = rounds(arms, count, first, part)
     _show(part, runs)
     return {
@@ -88,19 +85,22 @@ def figures(name: str, runs: list[Row]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def _try(job: Job, cost: Any, quick: bool, skew: float) -> dict[str, Any]:
-    """Each peer's settings, once each, the values checked in full; a setting that fails is told."""
-    wanted = Grind()(data.np.arange(job.rows), cost) if quick else None
+def _try(job: Job, quick: bool) -> dict[str, Any]:
+    """Each peer's settings, once each; a setting that fails is told.
+
+    Raises:
+        PartError: all of a peer's do.
+    """
     found: dict[str, Any] = {}
     for peer, tries in TRIES.items():
         times: list[tuple[float, dict[str, Any]]] = []
         chosen = tries[:2] if quick else tries
-        runs, failed = rounds(
-            {str(how): partial(_run, peer, replace(job, wanted=wanted), how) for how in chosen}, 1, 0, peer
-        )
+        runs, failed = rounds({str(how): partial(_run, peer, job, how) for how in chosen}, 1, 0, peer)
         for how in chosen:
             if (time_s := median(runs, str(how))) is not None:
                 times.append((time_s, how))
+        if not times:
+            raise PartError(f"{peer} fails in every setting: {failed}", "see above")
         found[peer] = {"best": min(times, key=lambda one: one[0])[1], "times_s": times, "failed": failed}
     return found
 

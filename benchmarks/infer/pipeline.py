@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.common import table
 from benchmarks.infer import data, ours
 from benchmarks.infer.arms import folder
-from benchmarks.infer.check import same
+from benchmarks.infer.check import Same
 from benchmarks.infer.diary import calls, row_s
 from benchmarks.infer.samples import Arm, Row, median, ratio, rounds, spread
 from benchmarks.infer.server import serving
@@ -33,11 +33,11 @@ def measure(quick: bool, count: int, first: int) -> dict[str, Any]:
     rows = 800 if quick else 6_000
     with folder() as place, serving(GET_S, PUT_S) as port:
         data.write_ids(place / "in", rows, 8)
-        source = place / "in"
+        source, same = place / "in", Same(rows, "stored")
         arms: dict[str, Arm] = {
-            "loop": partial(_loop, source, rows, port),
-            "ours, one of each": partial(_ours, source, rows, port, dict.fromkeys(STAGES, 1), FIXED),
-            "ours": partial(_ours, source, rows, port, {}, {}),
+            "loop": partial(_loop, source, same, port),
+            "ours, one of each": partial(_ours, source, same, port, dict.fromkeys(STAGES, 1), FIXED),
+            "ours": partial(_ours, source, same, port, {}, {}),
         }
         print(f"pipeline: {rows} rows", flush=True)
         runs, failed = rounds(arms, count, first, "pipeline")
@@ -78,9 +78,10 @@ def elastic(quick: bool, count: int, first: int) -> dict[str, Any]:
     with folder() as place, serving(GET_S, PUT_S) as port:
         data.write_ids(place / "in", rows, 8)
         data.write_ids(place / "short", rows // 4, 8)
+        short, long = Same(rows // 4, "stored"), Same(rows, "stored")
         arms: dict[str, Arm] = {
             f"{f} fetch, {p} predict": partial(
-                _ours, place / "short", rows // 4, port, {"fetch": f, "predict": p, "put": 2}, FIXED
+                _ours, place / "short", short, port, {"fetch": f, "predict": p, "put": 2}, FIXED
             )
             for f in fetches
             for p in predicts
@@ -89,7 +90,7 @@ def elastic(quick: bool, count: int, first: int) -> dict[str, Any]:
         for run in fixed:
             run["rows_per_s"] = round(rows / 4 / run["work_s"], 1)
         best = max((run["rows_per_s"] for run in fixed), default=0.0)
-        controlled: dict[str, Arm] = {"controlled": partial(_controlled, place / "in", rows, port)}
+        controlled: dict[str, Arm] = {"controlled": partial(_controlled, place / "in", long, port)}
         runs, more = rounds(controlled, count, first, "elastic")
     for run in runs:
         run |= settled(run["timeline"], best)
@@ -143,8 +144,8 @@ def elastic_figures(found: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _controlled(source: Path, rows: int, port: int) -> tuple[Any, dict[str, Any]]:
-    found, more = _ours(source, rows, port, {}, {})
+def _controlled(source: Path, same: Same, port: int) -> tuple[Any, dict[str, Any]]:
+    found, more = _ours(source, same, port, {}, {})
     began_s = min(call.began_s for call in found.calls)
     puts = sorted(
         (call.began_s + call.took_s - began_s, call.items) for call in found.calls if call.stage == "put"
@@ -167,7 +168,7 @@ def _controlled(source: Path, rows: int, port: int) -> tuple[Any, dict[str, Any]
 
 
 def _ours(
-    source: Path, rows: int, port: int, processes: dict[str, int], more: dict[str, Any]
+    source: Path, same: Same, port: int, processes: dict[str, int], more: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     with folder() as place:
         diary = place / "diary"
@@ -181,11 +182,11 @@ def _ours(
         ]  # fmt: skip
         settings = ours.config(source, place / "out", stages, **more)
         found = ours.run(settings, place, diary, TIMEOUT_S)
-        same(place / "out", rows, "stored")
+        same.check(place / "out")
         return found, _times(found.calls)
 
 
-def _loop(source: Path, rows: int, port: int) -> tuple[Any, dict[str, Any]]:
+def _loop(source: Path, same: Same, port: int) -> tuple[Any, dict[str, Any]]:
     with folder() as place:
         settings = {
             "source": str(source), "sink": str(place / "out"), "port": port, "batch": BATCH,
@@ -194,7 +195,7 @@ def _loop(source: Path, rows: int, port: int) -> tuple[Any, dict[str, Any]]:
         (place / "loop.json").write_text(json.dumps(settings))
         words = [sys.executable, "-m", "benchmarks.infer.loops", "pipeline", str(place / "loop.json")]
         found = ours.ran(run_child(words, TIMEOUT_S), calls(place / "diary"), place / "out")
-        same(place / "out", rows, "stored")
+        same.check(place / "out")
         return found, _times(found.calls)
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from benchmarks.common import table
 from benchmarks.infer import data
 from benchmarks.infer.arms import RUNNERS, Job, folder, peers_ready
+from benchmarks.infer.check import Same
 from benchmarks.infer.ours import Ran
 from benchmarks.infer.samples import Arm, Row, median, ratio, rounds, spread
 
@@ -17,8 +17,7 @@ MILLION = 1_000_000
 FILES = 40
 TIMEOUT_S = 240.0
 LOOK_S = 0.5
-RAY = {"batch": 65_536, "blocks": 40, "cpus": 4}
-POOL = {"batch": 65_536, "chunk": 0}
+RAY = {"blocks": 40}
 LONG = 6
 """Times as many rows in the run whose memory is looked at."""
 
@@ -29,12 +28,12 @@ def measure(quick: bool, count: int, first: int, long: bool = False) -> dict[str
     files = FILES * (LONG if long else 1)
     with folder() as place:
         data.write_small(place / "in", rows, files)
-        job = Job(place / "in", rows, "Double", 0)
+        job = Job(place / "in", rows, "Double", 65_536, Same(rows, "value"))
         arms: dict[str, Arm] = {"ours": partial(_run, "ours", job, {})}
         if not long:
             peers_ready()
             arms["ray"] = partial(_run, "ray", job, RAY)
-            arms["pool"] = partial(_run, "pool", replace(job, batch=65_536), POOL)
+            arms["pool"] = partial(_run, "pool", job, {})
         print(f"rows: {rows:,}", flush=True)
         runs, failed = rounds(arms, count, first, "rows")
     _show(runs)

@@ -3,6 +3,7 @@ what happened, and ends (source: ours)."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +16,8 @@ from shoestring.fleet.persisted import Log
 from shoestring.fleet.restarts import headline
 
 Handler = Callable[[float, Any], m.Reply]
+PLACE_S = 10.0
+"""After that long without a place a worker's wait is told, once."""
 
 
 class Overseer(ABC):
@@ -35,6 +38,8 @@ class Overseer(ABC):
         self._stop_reason = ""
         self._outcome = self._error = self._todo = ""
         self._messages: list[str] = []
+        self._needs_cpus = config.cpus
+        self._placeless: dict[tuple[str, int], float] = {}
         self._stall_s = config.heartbeat_timeout_s / 2
         self._last_now = self._last_tick_s = now
         self._handlers: Mapping[type[m.Message], Handler] = self._handler_table()
@@ -86,6 +91,18 @@ class Overseer(ABC):
     def _heed(self, now: float, request: m.SupervisorTick) -> None:
         """What the host knows: who waits for a place."""
         self._members.unplaced(now, request.unplaced)
+        since = {process: self._placeless.get(process, now) for process in request.unplaced}
+        late = [process for process, at in since.items() if now - at >= PLACE_S]
+        if late:
+            self._note("decision", self._waits(late), action="wait", workers=[name for name, _ in late])
+            since |= dict.fromkeys(late, math.inf)  # told
+        self._placeless = since
+
+    def _waits(self, late: list[tuple[str, int]]) -> str:
+        who = ", ".join(name for name, _ in late)
+        few = "waits" if len(late) == 1 else "wait"
+        room = f"no host has {self._needs_cpus:g} cores free (fleet.members.cpus)"
+        return f"{who} {few} for a place: {room}; as soon as one joins or has room, they start"
 
     # --- workers and the supervisor ------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -44,6 +45,17 @@ def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
             return False
         clock.sleep(0.01)
     return True
+
+
+def listens(netns_path: str, address: str, port: int) -> bool:
+    """Whether somebody takes connections there, asked from within that host."""
+
+    def ask() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection((address, port), timeout=1.0):
+            return True
+        return False
+
+    return on_host(netns_path, ask)
 
 
 def processes_of(lab: str) -> dict[int, str]:

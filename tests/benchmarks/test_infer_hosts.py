@@ -20,11 +20,11 @@ import pytest
 
 from benchmarks.lab import Lab, LabConfig
 from shoestring.base.record import read_events
-from tests.benchmarks.lab_helpers import ROOT, needs_lab, processes_of, wait_until
+from tests.benchmarks.lab_helpers import ROOT, listens, needs_lab, processes_of, wait_until
 
 PORT = 6379
 HEAD, FIRST, SECOND, LATE = 0, 1, 2, 3
-ROWS, SHARD_ROWS = 6000, 50
+ROWS, SHARD_ROWS = 12_000, 50
 STAGE = """
 import os
 import time
@@ -32,7 +32,7 @@ import time
 
 class Work:
     def __call__(self, batch):
-        time.sleep(0.002 * len(batch))  # it waits for somebody else's service
+        time.sleep(0.005 * len(batch))  # it waits for somebody else's service
         net = os.stat("/proc/self/ns/net").st_ino
         return {"doubled": batch["id"] * 2, "net": [net] * len(batch)}
 """
@@ -91,6 +91,8 @@ def test_each_row_comes_out_once_where_a_host_dies_and_another_comes(tmp_path: P
 
         address = f"{lab.hosts[HEAD].address}:{PORT}"
         node(HEAD, "--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
+        head = lab.hosts[HEAD]  # a node that finds no head gives up
+        assert wait_until(lambda: listens(head.netns_path, head.address, PORT), 60.0)
         node(FIRST, f"--address={address}", "--num-cpus=1")
         node(SECOND, f"--address={address}", "--num-cpus=1")
         with (tmp_path / "said").open("wb") as said:

@@ -356,6 +356,8 @@ def test_more_workers_while_there_is_work_for_them() -> None:
         assert rig.tick(after_s=1.0, **unplaced).kill == ()  # it waits for a machine with room
     (event,) = [event for event in rig.events.of("decision") if event["action"] == "add"]
     assert "w1" in event["reason"]
+    (event,) = [event for event in rig.events.of("decision") if event["action"] == "wait"]
+    assert event["workers"] == ["w1"] and "cores free" in event["reason"], "told once"
 
 
 def test_a_worker_that_was_added_goes_on_counting_after_an_interruption() -> None:
