@@ -1,4 +1,4 @@
-"""Parts `uniform`, `skewed` and `skew0` to `skew4`: ours against Ray Data and multiprocessing on the same rows.
+"""Parts `uniform`, `skewed`, `skew0` to `skew4`: ours against Ray Data and multiprocessing on the same rows.
 
 Each peer is tried with several settings first and runs at the best of them; ours runs as it comes.
 """

@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.infer import data, even, faults, ours, pipeline, rows, samples
-from benchmarks.infer.__main__ import KEYS, PARTS
 from benchmarks.infer.check import Same, compare, ids_of
 from benchmarks.infer.diary import Call, Diary, calls, row_s
 from benchmarks.network.arms import PartError
