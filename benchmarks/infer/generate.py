@@ -8,11 +8,14 @@ at several batch sizes, with rows in the order of the source and sorted by the l
 best of these counts. Beside it stands what the peer would do if all ends were known and rows sorted by them,
 which no user can have.
 
-    python -m benchmarks.infer.generate [--quick]
+    python -m benchmarks.infer.generate [--quick] [--device cuda]
+
+With `--device cuda` the model is larger, and the result has a file of its own.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -25,7 +28,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, StoppingCriteria, StoppingCriteriaList
 
-from benchmarks.common import arguments, machine
+from benchmarks.common import finish, machine
 from shoestring.infer.hugging import HuggingFaceRagged
 from shoestring.infer.streams import Continuous, Wanted
 
@@ -59,10 +62,10 @@ def rows_of(count: int, seed: int = 0) -> list[Row]:
     ]
 
 
-def model_of(quick: bool) -> Any:
-    """A Llama with random weights, fp32: 10 million parameters, or 2 million."""
+def model_of(size: str) -> Any:
+    """A Llama with random weights, fp32: `small` has 2 million parameters, `middle` 10, `large` 90."""
     torch.manual_seed(0)
-    width, layers = (128, 3) if quick else (320, 6)
+    width, layers = {"small": (128, 3), "middle": (320, 6), "large": (768, 12)}[size]
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
@@ -86,7 +89,7 @@ class _AllThrough(StoppingCriteria):
         self._ends = torch.tensor(ends) + prompt
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **more: Any) -> torch.Tensor:
-        return input_ids.shape[1] >= self._ends
+        return (input_ids.shape[1] >= self._ends).to(input_ids.device)
 
 
 def static(model: Any, rows: list[Row], batch: int, order: Order | None) -> Texts:
@@ -99,11 +102,11 @@ def static(model: Any, rows: list[Row], batch: int, order: Order | None) -> Text
     for start in range(0, len(rows), batch):
         chosen = numbers[start : start + batch]
         longest = max(len(rows[number].prompt) for number in chosen)
-        ids = torch.zeros((len(chosen), longest), dtype=torch.long)
+        ids = torch.zeros((len(chosen), longest), dtype=torch.long, device=model.device)
         mask = torch.zeros_like(ids)
         for place, number in enumerate(chosen):
             prompt = rows[number].prompt
-            ids[place, longest - len(prompt) :] = torch.tensor(prompt)
+            ids[place, longest - len(prompt) :] = torch.tensor(prompt, device=model.device)
             mask[place, longest - len(prompt) :] = 1
         ends = [rows[number].tokens for number in chosen]
         out = model.generate(
@@ -157,7 +160,7 @@ def _prompt_length(row: Row) -> int:
     return len(row.prompt)
 
 
-def measure(quick: bool) -> dict[str, Any]:
+def measure(quick: bool, device: str = "cpu") -> dict[str, Any]:
     """tokens/s of both, in turns; the texts are compared token by token.
 
     Only tokens before a row's end count, for both. Returns `generate_vs_static` (of the medians), what it was
@@ -166,20 +169,22 @@ def measure(quick: bool) -> dict[str, Any]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return _measure(quick)
+        return _measure(quick, device)
     finally:
         torch.set_num_threads(threads)
 
 
-def _measure(quick: bool) -> dict[str, Any]:
-    rows = rows_of(48 if quick else 96)
-    model = model_of(quick)
+def _measure(quick: bool, device: str) -> dict[str, Any]:
+    on_cpu = device == "cpu"
+    rows = rows_of(48 if quick else 96 if on_cpu else 1024)
+    model = model_of("small" if quick else "middle" if on_cpu else "large").to(device)
     useful = sum(row.tokens for row in rows)
-    sequences, cache_tokens = 64, 64 * 256
+    sequences = 64 if on_cpu else 256
+    cache_tokens = sequences * 256
     settings = [
-        Setting(batch, by) for batch in ((8, 16) if quick else (4, 8, 16, 32)) for by in (False, True)
+        Setting(batch, by) for batch in _batches(quick, device) for by in (False, True)
     ]
-    part = rows if quick else rows[: len(rows) // 2]
+    part = rows if quick else rows[: len(rows) // (2 if on_cpu else 4)]
     chosen = {
         setting.name: sum(row.tokens for row in part) / _timed(setting.run, model, part)[1]
         for setting in settings
@@ -232,6 +237,12 @@ def _measure(quick: bool) -> dict[str, Any]:
     }
 
 
+def _batches(quick: bool, device: str) -> tuple[int, ...]:
+    if device != "cpu":
+        return (64, 128, 256)  # it takes many rows at a time as fast as one
+    return (8, 16) if quick else (4, 8, 16, 32)
+
+
 def _timed(run: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
     """What it returns, and how long it took."""
     began_s = perf_counter()
@@ -242,5 +253,13 @@ def _timed(run: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 
 if __name__ == "__main__":
-    given = arguments(__doc__ or "")
-    print(json.dumps({"machine": machine(), **measure(given.quick)}, indent=1))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    made = measure(given.quick, given.device)
+    if given.device == "cpu":
+        print(json.dumps({"machine": machine(), **made}, indent=1))
+    else:
+        keys = ("generate_vs_static", "continuous_tokens_s", "static_tokens_s", "static_ends_known_tokens_s")
+        finish("generate_gpu", vars(given), made, {key: made[key] for key in keys})

@@ -6,6 +6,8 @@ names its workers. What is sharded among them is `planner.plan_strategy`.
 
 from __future__ import annotations
 
+import math
+
 from shoestring.base.config import Config
 from shoestring.cluster.costs import JobCost
 from shoestring.cluster.planner import StrategyPlan, StrategyRow
@@ -66,7 +68,9 @@ def plan_workers(
     if wanted and wanted not in ways:
         ways.append(wanted)
     weighed = [_weigh(job, cluster, workers) for workers in sorted(ways)]
-    rooms = {way.name: _room_bytes(device, way.workers, memory_limit_bytes) for way in weighed}
+    rooms = {
+        way.name: _room_bytes(device, _together(cluster, way.workers), memory_limit_bytes) for way in weighed
+    }
     fitting = [way for way in weighed if not whole or way.memory_bytes <= rooms[way.name]]
     if wanted:
         fitting = [way for way in fitting if way.workers == wanted]
@@ -137,25 +141,30 @@ def _threads(device: Device) -> int:
     return max(1, device.cores // device.workers) if device.kind == "cpu" else 1
 
 
-def _room_bytes(device: Device, workers: int, limit_bytes: int) -> int:
-    """What a way may take: all workers of a CPU together, each worker of an accelerator."""
-    together = workers if device.kind == "cpu" else 1
+def _room_bytes(device: Device, together: int, limit_bytes: int) -> int:
+    """What a way may take: the workers of a device together."""
     return min(device.memory_bytes, together * limit_bytes) if limit_bytes else device.memory_bytes
+
+
+def _together(cluster: Cluster, workers: int) -> int:
+    """Workers that have one device's memory together: all of a CPU's; those that share an accelerator."""
+    devices = cluster.nodes[0].devices
+    return workers if devices[0].kind == "cpu" else math.ceil(workers / len(devices))
 
 
 def _weigh(job: JobCost, cluster: Cluster, workers: int) -> Alternative:
     device = cluster.nodes[0].devices[0]
     threads = max(1, device.cores // workers) if device.kind == "cpu" else 1
-    # More workers than cores share them: the sum of their rates cannot grow.
+    together = _together(cluster, workers)
+    # More workers than cores, or than accelerators, share them: the sum of their rates cannot grow.
     rate = device.flops_per_s[str(threads)] * min(
-        1.0, device.cores / workers if device.kind == "cpu" else 1.0
+        1.0, device.cores / workers if device.kind == "cpu" else 1 / together
     )
     compute_s = job.batch * job.flops_per_sample / (workers * rate)
     link = cluster.inside
     on_wire = 2 * (workers - 1) / workers * job.parameters * job.gradient_bytes
     exchange_s = on_wire / link.bytes_per_s + 2 * (workers - 1) * link.latency_s
     state = job.base_bytes + job.parameters * (WHOLE_BYTES + job.moment_bytes)
-    together = workers if device.kind == "cpu" else 1  # an accelerator has memory of its own
     memory = together * (state + job.micro_batch * job.activation_bytes_per_sample)
     return Alternative(
         name=f"{workers} workers x {threads} threads",

@@ -143,7 +143,7 @@ def _work(
     payload = settings.payload
     config = InferConfig.model_validate_json(payload.config)
     segments = Segments(Path(settings.folder))
-    meter = Meter(clock)
+    meter = Meter(clock, gpu=birth.device.startswith("cuda"))
     if birth.role in (LOAD, WRITE):
         index = index or RowIndex.load(Path(payload.index))
         if birth.role == LOAD:

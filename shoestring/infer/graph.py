@@ -71,7 +71,7 @@ class Graph:
         """
         if not config.stages:
             raise ConfigError("the job has no stage", "add one: --set stages='[{uses = \"FILE.py:CLASS\"}]'")
-        names = _names(config.stages)
+        names = stage_names(config.stages)
         parents = _parents(config.stages, names)
         order = _ordered(names, parents)
         by_name = dict(zip(names, config.stages, strict=True))
@@ -129,7 +129,7 @@ def _check_columns(stage: str, wanted: Sequence[str], known: Sequence[str]) -> N
             )
 
 
-def _names(stages: Sequence[StageConfig]) -> list[str]:
+def stage_names(stages: Sequence[StageConfig]) -> list[str]:
     """Given ones as they are; the others from what the stage uses, numbered where two are alike."""
     given = [one.name for one in stages if one.name]
     for name in given:

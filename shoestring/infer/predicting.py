@@ -224,7 +224,7 @@ class Streamer:
                     answered.size_bytes,
                     answered.counts,
                     answered.errors,
-                    Cost(self._spent_s * part, self._spent_cpu_s * part, cost.memory_bytes),
+                    Cost(self._spent_s * part, self._spent_cpu_s * part, cost.memory_bytes, cost.gpu),
                     self.room,
                 )
             )

@@ -18,6 +18,7 @@ class StageCost:
         batch: items to begin with.
         memory_bytes: resident, of the process.
         streams: whether it takes many batches at a time.
+        gpu: whether it used the GPU that it was given; None: it was given none.
     """
 
     name: str
@@ -30,6 +31,7 @@ class StageCost:
     batch: int
     memory_bytes: int
     streams: bool = False
+    gpu: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -195,7 +195,7 @@ class Notes:
 
     Attributes:
         passes: of each, what each pool did; `rows` of each.
-        setup_s, streams, memory_bytes: of stages.
+        setup_s, streams, memory_bytes, gpu: of stages.
         made_bytes: of segments in the first pass.
         staged: the file of each pass.
         schemas: stage -> of its answers' segments.
@@ -209,6 +209,7 @@ class Notes:
         self.staged: list[Staged] = []
         self.setup_s: dict[str, float] = {}
         self.streams: dict[str, bool] = {}
+        self.gpu: dict[str, bool | None] = {}
         self.memory_bytes: Counter[str] = Counter()
         self.schemas: dict[str, list[pa.Schema]] = {}
         self.came: Counter[str] = Counter()
@@ -250,6 +251,7 @@ class Notes:
     def _stage(self, member: Member[object], order: Predict, reply: Predicted, items: int) -> None:
         name = member.pool
         self.setup_s[name], self.streams[name] = member.setup_s, member.streams
+        self.gpu[name] = reply.cost.gpu
         self.memory_bytes[name] = max(self.memory_bytes[name], reply.cost.memory_bytes)
         self.came[name] += items
         if reply.errors and name not in self.texts:
@@ -424,6 +426,7 @@ def summed_up(notes: Notes, graph: Graph, took_s: float) -> Rehearsal:
             batch=graph.nodes[name].config.batch or batch,
             memory_bytes=notes.memory_bytes[name],
             streams=notes.streams[name],
+            gpu=notes.gpu[name],
         )
     load_s, load_share = last["load"].rate()
     write_s, write_share = last["write"].rate()

@@ -284,7 +284,7 @@ def _launch(job: Checked, trial: Trial, token: str, rows: int, run_dir: Path) ->
     members = config.fleet.members.model_copy(update={"workers": workers})
     transport = "local" if config.fleet.transport == "auto" else config.fleet.transport
     payload = InferPayload(
-        config=config.model_dump_json().encode(),
+        config=trial.config.model_dump_json().encode(),
         index=str((run_dir / kept.INDEX).absolute()),
         job=token,
         schemas=trial.rehearsal.schemas,

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import gc
 import os
+import re
 import resource
 import site
 import sys
@@ -32,14 +33,20 @@ _NOT_USERS = tuple(
         *site.getsitepackages(),
     }
 )
+_GPU_FILE = re.compile(r"/dev/(nvidia\d|dxg|kfd|dri/renderD)")  # NVIDIA; Windows' Linux; AMD
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class Meter:
-    """Seconds and CPU seconds between looks."""
+    """Seconds and CPU seconds between looks.
 
-    def __init__(self, clock: Clock) -> None:
+    Args:
+        gpu: whether this process was given one.
+    """
+
+    def __init__(self, clock: Clock, gpu: bool = False) -> None:
         self._clock = clock
+        self._gpu = False if gpu else None
         self._at_s, self._cpu_s = clock.now(), cpu_s()
 
     def start(self) -> None:
@@ -48,7 +55,10 @@ class Meter:
 
     def cost(self) -> Cost:
         """Since then."""
-        return Cost(self._clock.now() - self._at_s, cpu_s() - self._cpu_s, memory_bytes())
+        took_s, of_cpu_s = self._clock.now() - self._at_s, cpu_s() - self._cpu_s
+        if self._gpu is False:  # once it has one it keeps it
+            self._gpu = holds_gpu()
+        return Cost(took_s, of_cpu_s, memory_bytes(), self._gpu)
 
 
 def cpu_s() -> float:
@@ -65,6 +75,19 @@ def memory_bytes(pid: int | None = None) -> int:
     except OSError:
         return 0
     return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES
+
+
+def holds_gpu(files: Path = Path("/proc/self/fd")) -> bool:
+    """Whether this process has opened a GPU, by whatever library.
+
+    Args:
+        files: a folder of links to what is open.
+    """
+    for link in files.iterdir():
+        with contextlib.suppress(OSError):  # it was closed meanwhile
+            if _GPU_FILE.match(os.readlink(link)):
+                return True
+    return False
 
 
 def raised(task: int, error: BaseException, otherwise: str) -> Raised:

@@ -13,6 +13,7 @@ from shoestring.base.units import format_bytes, format_count, format_duration
 from shoestring.data.row_index import RowIndex
 from shoestring.infer.config import InferConfig, StageConfig
 from shoestring.infer.expect import Expected, Part, expect
+from shoestring.infer.graph import stage_names
 from shoestring.infer.layout import most_of
 from shoestring.infer.placement import devices_of
 from shoestring.infer.rehearsal import Rehearsal
@@ -25,10 +26,20 @@ Cells = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Trial:
-    """What the trial found, and what it lets one expect."""
+    """What the trial found, and what it lets one expect.
+
+    Attributes:
+        config: of the job; stages that were given a GPU and did not use it compute on the CPU.
+    """
 
     rehearsal: Rehearsal
     expected: Expected
+    config: InferConfig
+
+    @property
+    def off_gpu(self) -> tuple[str, ...]:
+        """Stages that were given a GPU and did not use it."""
+        return tuple(name for name, cost in self.rehearsal.stages.items() if cost.gpu is False)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -40,6 +51,7 @@ class Trial:
             "parts": [_rounded(asdict(part)) for part in expected.parts],
             "columns": columns(rehearsal),
             "errors": rehearsal.errors,
+            "off_gpu": list(self.off_gpu),
             "chunk_rows": rehearsal.chunk_rows,
             "row_bytes": round(rehearsal.row_bytes),
             "workers": expected.workers,
@@ -73,16 +85,30 @@ def run_trial(
     workers = config.fleet.members.workers or 1
     # Under Ray workers are elsewhere: nobody here knows their GPUs.
     devices = () if config.fleet.transport == "ray" else devices_of(config, 0, workers)
+    config = placed(config, found)
+    by_name = dict(zip(stage_names(config.stages), config.stages, strict=True))
+    stages = {name: by_name[name] for name in stages}
     most = {name: most_of(stage, devices) for name, stage in stages.items()}
-    return Trial(found, expect(found, stages, config.pools, index.rows, cores, workers, most))
+    return Trial(found, expect(found, stages, config.pools, index.rows, cores, workers, most), config)
+
+
+def placed(config: InferConfig, found: Rehearsal) -> InferConfig:
+    """The job; a stage that may have a GPU, and did not use it, is not bounded by how many there are."""
+    stages = tuple(
+        stage.model_copy(update={"device": "cpu"})
+        if found.stages[name].gpu is False and not stage.device
+        else stage
+        for name, stage in zip(stage_names(config.stages), config.stages, strict=True)
+    )
+    return config.model_copy(update={"stages": stages})
 
 
 def columns(rehearsal: Rehearsal) -> dict[str, str]:
     """`stage.column` -> its type, of what the stages make."""
     found = {}
     for name, schema in rehearsal.schemas.items():
-        for field in pa.ipc.read_schema(pa.py_buffer(schema)):
-            found[f"{name}.{field.name}"] = str(field.type)
+        for column in pa.ipc.read_schema(pa.py_buffer(schema)):
+            found[f"{name}.{column.name}"] = str(column.type)
     return found
 
 
@@ -99,6 +125,8 @@ def tell(trial: Trial, say: Callable[[str], None]) -> None:
             f"{format_duration(expected.total_s)} for {expected.rows:,} rows, about "
             f"{format_bytes(expected.output_bytes)} of output; {expected.reason}"
         )
+    for name in trial.off_gpu:
+        say(f"  stage {name} used no GPU: its processes are not bounded by GPUs (its device=cuda: they are)")
     for name, kind in columns(rehearsal).items():
         say(f"  column {name}: {kind}")
     ranked = sorted(rehearsal.errors.items(), key=lambda item: -item[1])

@@ -122,11 +122,13 @@ Orders = Load | Predict | Write | Discard
 
 
 class Cost(msgspec.Struct, frozen=True, array_like=True):
-    """What a task took: seconds, seconds of CPU, resident bytes of the process after it."""
+    """What a task took: seconds, seconds of CPU, resident bytes of the process after it; and whether that
+    holds a GPU (None: it was given none)."""
 
     took_s: float
     cpu_s: float
     memory_bytes: int
+    gpu: bool | None = None
 
 
 class Reply(msgspec.Struct, frozen=True, tag=True):

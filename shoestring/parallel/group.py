@@ -131,13 +131,20 @@ class Group:
 
 @contextmanager
 def form(
-    table: Rendezvous, rank: int, size: int, device: torch.device, timeout_s: float, loopback: bool
+    table: Rendezvous,
+    rank: int,
+    size: int,
+    device: torch.device,
+    timeout_s: float,
+    loopback: bool,
+    shared_gpus: bool = False,
 ) -> Iterator[Group]:
     """Form the group of a round; it ends with the `with` block.
 
     Args:
         table: the round's rendezvous.
         device: decides the backend: NCCL for CUDA, gloo for the CPU.
+        shared_gpus: members have a GPU in common, which NCCL refuses: gloo carries their tensors.
         timeout_s: bound on any one collective; hung members are found earlier, by heartbeat.
         loopback: all members are on this machine: listen on the loopback interface only.
 
@@ -150,7 +157,7 @@ def form(
     if loopback:
         os.environ["GLOO_SOCKET_IFNAME"] = "lo"
         os.environ["NCCL_SOCKET_IFNAME"] = "lo"
-    backend = "nccl" if device.type == "cuda" else "gloo"
+    backend = "nccl" if device.type == "cuda" and not shared_gpus else "gloo"
     store = RendezvousStore(table, min(FORM_TIMEOUT_S, timeout_s))
     try:
         with peer_errors():
@@ -161,7 +168,7 @@ def form(
                 rank=rank,
                 world_size=size,
                 timeout=timedelta(seconds=forming_s),
-                device_id=device if device.type == "cuda" else None,
+                device_id=device if backend == "nccl" else None,
             )
             distributed_c10d._set_pg_timeout(timedelta(seconds=timeout_s))
         yield Group(rank, size, store)

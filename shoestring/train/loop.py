@@ -75,6 +75,7 @@ class Trainer:
         locate: positions of the ledger -> sample ids, both int64 [n].
         device: where the model lives.
         loopback: whether all workers are on this machine.
+        shared_gpus: whether workers have a GPU in common.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Trainer:
         device: torch.device,
         clock: Clock,
         loopback: bool = True,
+        shared_gpus: bool = False,
     ) -> None:
         self._seat = seat
         self._task = task
@@ -94,6 +96,7 @@ class Trainer:
         self._device = device
         self._clock = clock
         self._loopback = loopback
+        self._shared_gpus = shared_gpus
         self._agent = Agent(config.micro_batch)
         self._lateness = Lateness(seat.lookout, config.compile)
         self._loss = torch.compile(task.loss) if config.compile else task.loss
@@ -340,6 +343,7 @@ class Trainer:
             self._device,
             self._config.exchange_timeout_s,
             self._loopback,
+            self._shared_gpus,
         )
 
     def _save(self, group: Group, round_: m.Round, order: m.Save) -> None:

@@ -188,6 +188,7 @@ def plan_here(costs: Costs, cluster: Cluster, parallel: ParallelConfig, wanted: 
         whole=costs.whole,
         preferred=PLAIN,
     )
+    _check_shared(there, sharding.strategy)
     made = plan.model_copy(update={"sharding": sharding, "dtype": _dtype(costs, sharding, parallel)})
     return made if sharding.strategy == PLAIN else with_prediction(made, sharding.chosen)
 
@@ -198,12 +199,28 @@ def _dtype(costs: Costs, sharding: StrategyPlan, parallel: ParallelConfig) -> st
     return "as_is" if sharding.strategy == PLAIN else costs.sharded.compute_dtype
 
 
+def _check_shared(cluster: Cluster, strategy: str) -> None:
+    """Where workers share a GPU, whole state alone can be exchanged: NCCL wants a GPU for each."""
+    devices = cluster.nodes[0].devices
+    if devices[0].kind == "cpu" or strategy == PLAIN or devices[0].workers == 1:
+        return
+    raise ConfigError(
+        f"{len(cluster.workers)} workers on {len(devices)} GPUs cannot share the state ({strategy}): NCCL "
+        f"wants a GPU for each",
+        f"set fleet.members.workers={len(devices)}, or parallel.strategy={PLAIN} where that fits",
+    )
+
+
 def _with_workers(cluster: Cluster, workers: int) -> Cluster:
+    """With the workers spread over the devices of the only machine."""
     node = cluster.nodes[0]
-    if node.devices[0].kind != "cpu":
-        return cluster
-    device = node.devices[0].model_copy(update={"workers": workers})
-    return cluster.model_copy(update={"nodes": (node.model_copy(update={"devices": (device,)}),)})
+    each, more = divmod(workers, len(node.devices))
+    devices = tuple(
+        device.model_copy(update={"workers": each + (number < more)})
+        for number, device in enumerate(node.devices)
+        if each or number < more
+    )
+    return cluster.model_copy(update={"nodes": (node.model_copy(update={"devices": devices}),)})
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -234,6 +234,7 @@ def _train(
     if transport == "auto":
         alone = max(prepared.plan.workers, members.max_workers) == 1 and not fleet.servers.count
         transport = "inprocess" if alone else "local"
+    gpus = torch.cuda.device_count()
     payload = TrainPayload(
         prepared.maker,
         prepared.settings,
@@ -246,8 +247,10 @@ def _train(
             "shard_size": ledger.shard_size,
         },
         loopback=transport != "ray",
+        # Over Ray each worker has a GPU of its own.
+        shared_gpus=transport != "ray" and 0 < gpus < max(prepared.plan.workers, members.max_workers),
         poll_s=fleet.servers.poll_s,
     )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if gpus else "cpu"
     launch = Launch(run_dir, fleet, ledger, ENTRY, payload.encode(), device, prepared.plan.threads)
     return run_on(transport, launch, clock, view.status, interrupts)

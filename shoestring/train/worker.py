@@ -38,6 +38,7 @@ class TrainPayload(msgspec.Struct, frozen=True):
         train: TrainConfig as JSON-able values.
         order: the sample order: samples, epochs, seed, shuffle, shard_size.
         loopback: all workers are on this machine.
+        shared_gpus: there are more of them than GPUs.
         poll_s: how often a parameter server looks for news.
     """
 
@@ -46,6 +47,7 @@ class TrainPayload(msgspec.Struct, frozen=True):
     train: dict[str, Any]
     order: dict[str, Any]
     loopback: bool = True
+    shared_gpus: bool = False
     poll_s: float = 0.05
 
     def encode(self) -> bytes:
@@ -74,8 +76,8 @@ def main(context: WorkerContext) -> None:
             if is_server(context.name):
                 Server(seat, task, config, device, context.clock, payload.poll_s, payload.loopback).run()
                 return
-            trainer = Trainer(seat, task, config, order.sample_ids, device, context.clock, payload.loopback)
-            trainer.run()
+            here = payload.loopback, payload.shared_gpus
+            Trainer(seat, task, config, order.sample_ids, device, context.clock, *here).run()
         except DismissedError:
             return
         except Exception:
@@ -129,9 +131,7 @@ def make_task(maker: str, settings: dict[str, Any], run_dir: Path) -> Task:
 
 def _device(context: WorkerContext) -> torch.device:
     if context.device == "cuda":
-        index = context.device_index
-        if is_server(context.name):
-            index %= torch.cuda.device_count()  # beside the worker that has it
+        index = context.device_index % torch.cuda.device_count()  # beside others, where there are too few
         torch.cuda.set_device(index)
         return torch.device("cuda", index)
     return torch.device("cpu")

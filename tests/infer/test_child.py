@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +17,7 @@ import torch
 from shoestring.base.errors import ConfigError, DataError, InferError, SinkError
 from shoestring.data.output_state import Staged
 from shoestring.infer.talk import Gone, Line
-from shoestring.infer.telling import closed, kind_of, memory_bytes, raised
+from shoestring.infer.telling import closed, holds_gpu, kind_of, memory_bytes, raised
 from shoestring.infer.wire import Cost as C
 from shoestring.infer.wire import Discard, Loaded, Orders, Raised, Replies, Up
 
@@ -131,3 +133,12 @@ def test_one_that_hangs_up_still_gets_its_answers() -> None:
         for _ in range(100):
             theirs.send(Loaded(2, 1, 1, {0: "y" * 100_000}, C(0.0, 0.0, 0)))
     other.close()
+
+
+def test_a_gpu_that_is_open_is_found_whatever_opened_it(tmp_path: Path) -> None:
+    for number, target in enumerate(("/dev/null", "/dev/nvidiactl", "/dev/nvidia-uvm", "socket:[12]")):
+        os.symlink(target, tmp_path / str(number))
+    assert not holds_gpu(tmp_path)
+    os.symlink("/dev/nvidia3", tmp_path / "9")
+    assert holds_gpu(tmp_path)
+    assert not holds_gpu(), "the process of this test has none"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
 from shoestring.control.pools import PoolsConfig
-from shoestring.infer.config import LimitsConfig, ShardsConfig, StageConfig
+from shoestring.infer.config import InferConfig, LimitsConfig, ShardsConfig, StageConfig
 from shoestring.infer.expect import MOST_SHARDS, PER_WORKER, Expected, expect, shard_rows
 from shoestring.infer.rehearsal import Rehearsal, StageCost
-from shoestring.infer.trial import Trial, columns, table, tell
+from shoestring.infer.trial import Trial, columns, placed, table, tell
 
 SCHEMA = pa.schema([("label", pa.int64()), ("score", pa.float32())]).serialize().to_pybytes()
 
@@ -29,6 +30,7 @@ def rehearsal(*stages: StageCost, load_s: float = 0.001, load_cpu: float = 0.0) 
 
 
 STAGES = {"detect": StageConfig(), "classify": StageConfig()}
+JOB = InferConfig(stages=(StageConfig(name="detect"), StageConfig(name="classify")))
 
 
 def test_the_slowest_part_gets_the_processes() -> None:
@@ -109,16 +111,29 @@ def test_the_table_names_each_part_with_its_cost() -> None:
     assert [line.split()[0] for line in lines] == ["part", "load", "detect", "classify", "write"]
     assert "10.0 ms" in lines[2] and lines[2].rstrip().endswith("32")
     said: list[str] = []
-    tell(Trial(trial, expected), said.append)
+    tell(Trial(trial, expected, JOB), said.append)
     text = "\n".join(said)
     assert "trial: 100 rows in 1.50 s" in text and "for 10,000 rows" in text
     assert "column detect.score: float" in text
     assert "2 of these rows have an error: ValueError at model.py:3" in text
 
 
+def test_a_stage_that_did_not_use_its_gpu_is_not_bounded_by_gpus() -> None:
+    stages = [replace(cost("detect", 0.01), gpu=True), replace(cost("classify", 0.002), gpu=False)]
+    trial = rehearsal(*stages)
+    assert [stage.device for stage in placed(JOB, trial).stages] == ["", "cpu"]
+    wished = JOB.model_copy(update={"stages": (JOB.stages[0], StageConfig(name="classify", device="cuda"))})
+    assert [stage.device for stage in placed(wished, trial).stages] == ["", "cuda"]
+    assert placed(JOB, rehearsal(cost("detect", 0.01), cost("classify", 0.002))) == JOB, "nothing is known"
+    found = Trial(trial, expect(trial, STAGES, PoolsConfig(), 10_000, 2.0, 1), placed(JOB, trial))
+    said: list[str] = []
+    tell(found, said.append)
+    assert found.facts["off_gpu"] == ["classify"] and "stage classify used no GPU" in "\n".join(said)
+
+
 def test_facts_of_a_trial_are_plain_and_name_all_columns() -> None:
     trial = rehearsal(cost("detect", 0.010), cost("classify", 0.002))
-    facts = Trial(trial, expect(trial, STAGES, PoolsConfig(), 10_000, 2.0, 1)).facts
+    facts = Trial(trial, expect(trial, STAGES, PoolsConfig(), 10_000, 2.0, 1), JOB).facts
     assert columns(trial) == facts["columns"] and facts["columns"]["classify.label"] == "int64"
     assert [part["name"] for part in facts["parts"]] == ["load", "detect", "classify", "write"]
     assert facts["slowest"] in ("cores", "detect") and facts["expected_rows_per_s"] > 0

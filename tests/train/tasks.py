@@ -176,8 +176,8 @@ class SlowOneTask(CountingTask):
 
 class HungryTask(CountingTask):
     """Samples of the upper half need `sample_bytes` of memory each, in a process that may have `room_bytes`
-    more than before its first pass; so passes fail, the first of a step or a later one. For worker processes
-    only: the limit stays."""
+    more than before its first pass (of the GPU's, where there is one); so passes fail, the first of a step or
+    a later one. For worker processes only: the limit stays."""
 
     def __init__(self, samples: int, sample_bytes: int, room_bytes: int) -> None:
         super().__init__(samples)
@@ -186,13 +186,18 @@ class HungryTask(CountingTask):
         self._limited = False
 
     def loss(self, model: nn.Module, batch: Any, ids: SampleIds, context: StepContext) -> LossOut:
-        if not self._limited:
+        device = next(model.parameters()).device
+        if device.type == "cuda" and not self._limited:
+            self._limited = True
+            whole = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction(self._room_bytes / whole, device)
+        elif not self._limited:
             self._limited = True
             pages = int(Path("/proc/self/statm").read_text().split()[0])
             most = pages * resource.getpagesize() + self._room_bytes
             resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
         hungry = int((ids >= self.samples // 2).sum())
-        torch.empty(hungry * self._sample_bytes, dtype=torch.uint8)
+        torch.empty(hungry * self._sample_bytes, dtype=torch.uint8, device=device)
         return super().loss(model, batch, ids, context)
 
 

@@ -38,6 +38,7 @@ class ChaosHost(LocalHost):
     choose."""
 
     choices = ("worker", "worker", "coordinator", "all")
+    kills, gap_s = KILLS, (0.02, 0.7)
 
     def __init__(self, launch: Launch, clock: Clock, seed: int) -> None:
         super().__init__(launch, clock)
@@ -48,9 +49,9 @@ class ChaosHost(LocalHost):
 
     def reap(self) -> tuple[m.Exit, ...]:
         """Called in each turn of the supervisor."""
-        if len(self.killed) < KILLS and self._time.now() >= self._next_s and self.alive():
+        if len(self.killed) < self.kills and self._time.now() >= self._next_s and self.alive():
             self._kill_something()
-            self._next_s = self._time.now() + self._random.uniform(0.02, 0.7)
+            self._next_s = self._time.now() + self._random.uniform(*self.gap_s)
         return super().reap()
 
     def _kill_something(self) -> None:

@@ -62,6 +62,27 @@ def test_one_machine_with_room_keeps_everything_whole() -> None:
     assert all(row.rejected for row in plan.sharding.rows if row.name != "NNN")
 
 
+def gpus(count: int, memory_bytes: int = 16 * 2**30) -> Cluster:
+    """A machine with some of them."""
+    link = Link(bytes_per_s=1e9, latency_s=1e-4)
+    device = Device(kind="cuda", cores=1, memory_bytes=memory_bytes, flops_per_s={"1": 1e9})
+    return Cluster(nodes=(Node(name="here", devices=(device,) * count),), inside=link, between=link)
+
+
+def test_workers_may_share_a_gpu_and_then_its_memory_and_rate() -> None:
+    alone, both = (plan_here(COSTS, gpus(1), ParallelConfig(), workers) for workers in (0, 2))
+    assert (alone.workers, both.workers) == (1, 2)
+    one, two = (next(way for way in plan.alternatives if not way.rejected) for plan in (alone, both))
+    assert two.memory_bytes == 2 * one.memory_bytes and two.compute_s == pytest.approx(one.compute_s)
+    assert sharding_of(both).groups == {"w0": "g0", "w1": "g0"}
+    assert plan_here(COSTS, gpus(4), ParallelConfig(), 0).workers == 4
+    assert sharding_of(plan_here(COSTS, gpus(4), ParallelConfig(), 2)).groups == {"w0": "g0", "w1": "g0"}
+    with pytest.raises(ConfigError, match="a GPU for each"):
+        plan_here(COSTS, gpus(1), ParallelConfig(strategy="GGG"), 2)
+    with pytest.raises(ConfigError, match="a GPU for each"):
+        plan_here(COSTS, gpus(1, one.memory_bytes * 3 // 2), ParallelConfig(), 2)
+
+
 def test_a_machine_without_room_shares_the_state() -> None:
     whole_bytes = 16 * JOB.parameters
     limit_bytes = whole_bytes * 3 // 4

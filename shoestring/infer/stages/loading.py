@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import sys
 from typing import Any
 
 from shoestring.base.errors import ConfigError
@@ -36,6 +37,8 @@ def load_stage(config: StageConfig, context: StageContext) -> Stage | StreamStag
     setup = getattr(stage, "setup", None)
     if setup is not None:
         _call(setup, context)
+    if "torch" in sys.modules:  # else there is nothing that could take a GPU's memory that way
+        importlib.import_module("shoestring.infer.stages.devices").hold_to_share(context)
     if not callable(stage) and not isinstance(stage, StreamStage):
         raise ConfigError(
             f"{config.uses} makes a {type(stage).__name__}, which cannot be called with a batch",

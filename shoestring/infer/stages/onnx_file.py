@@ -48,19 +48,22 @@ class OnnxOptions(Config):
 
 def make(config: StageConfig, context: StageContext) -> OnnxStage:
     """The stage; see `shoestring.infer.stages.loading`."""
-    return OnnxStage(Path(config.uses), options_of(OnnxOptions, config), context)
+    return OnnxStage(Path(config.uses), options_of(OnnxOptions, config), context, bool(config.device))
 
 
 class OnnxStage:
     """One session over one file.
+
+    Args:
+        wished: whether the user asked for the context's device.
 
     Raises:
         ConfigError: the file is damaged, an option names what the model has not, or an input is of a kind
             that no column can be.
     """
 
-    def __init__(self, path: Path, options: OnnxOptions, context: StageContext) -> None:
-        self._session = _session(path, context)
+    def __init__(self, path: Path, options: OnnxOptions, context: StageContext, wished: bool = False) -> None:
+        self._session = _session(path, context, wished)
         inputs = {one.name: one for one in self._session.get_inputs()}
         outputs = [one.name for one in self._session.get_outputs()]
         check_known("outputs", options.outputs, outputs, path)
@@ -100,13 +103,13 @@ class OnnxStage:
         del self._session
 
 
-def _session(path: Path, context: StageContext) -> Any:
+def _session(path: Path, context: StageContext, wished: bool) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = context.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
-        return onnxruntime.InferenceSession(path, options, providers=_providers(context))
+        return onnxruntime.InferenceSession(path, options, providers=_providers(context, wished))
     # Its errors have no common class but RuntimeError's parent.
     except Exception as error:
         raise ConfigError(
@@ -114,10 +117,12 @@ def _session(path: Path, context: StageContext) -> Any:
         ) from error
 
 
-def _providers(context: StageContext) -> list[Any]:
-    if not context.device.startswith("cuda"):
+def _providers(context: StageContext, wished: bool) -> list[Any]:
+    """Where it computes: not on a GPU that nobody has asked for, where this onnxruntime cannot use it."""
+    able = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if not context.device.startswith("cuda") or not (able or wished):
         return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+    if not able:
         raise ConfigError(
             "this onnxruntime cannot use a GPU", "pip install onnxruntime-gpu, or set the stage's device=cpu"
         )

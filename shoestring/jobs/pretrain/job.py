@@ -116,6 +116,8 @@ class PretrainJob:
         known = planning.rates_in(cluster, tuple(DTYPES)) if cluster is not None else {}
         if known:
             return known
+        if torch.cuda.is_available():
+            return rates_by_threads([1])
         cores, workers = usable_cores(), self._config.fleet.members.workers
         return rates_by_threads(sorted({max(1, cores // n) for n in range(1, max(cores, workers) + 1)}))
 

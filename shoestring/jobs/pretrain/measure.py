@@ -7,6 +7,8 @@ thread pools whose threads do not exist in it, and hang at its first one.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import msgspec
 import torch
@@ -23,6 +25,15 @@ def rates_by_threads(threads: list[int]) -> Rates:
     Raises:
         FleetError: the measuring process died.
     """
+    data = _in_new_interpreter(threads) if torch.cuda.is_available() else _in_fork(threads)
+    if not data:
+        raise FleetError(
+            "the process that measures this machine died", "look at the system's log; free some memory"
+        )
+    return msgspec.json.decode(data, type=Rates)
+
+
+def _in_fork(threads: list[int]) -> bytes:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -35,11 +46,18 @@ def rates_by_threads(threads: list[int]) -> Rates:
     with os.fdopen(reading, "rb") as pipe:
         data = pipe.read()
     os.waitpid(child, 0)
-    if not data:
-        raise FleetError(
-            "the process that measures this machine died", "look at the system's log; free some memory"
-        )
-    return msgspec.json.decode(data, type=Rates)
+    return data
+
+
+def _in_new_interpreter(threads: list[int]) -> bytes:
+    """CUDA cannot be used in a fork of a process that has asked for it."""
+    program = f"from {__name__} import tell; tell({threads})"
+    return subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False).stdout
+
+
+def tell(threads: list[int]) -> None:
+    """Measure, and print what came of it as JSON."""
+    sys.stdout.buffer.write(msgspec.json.encode(_measure(threads)))
 
 
 def _measure(threads: list[int]) -> Rates:

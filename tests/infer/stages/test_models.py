@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
@@ -66,6 +67,17 @@ def onnx_file(path: Path, size: int | str) -> str:
 
 def matrices(rows: int) -> Any:
     return np.arange(rows * 6, dtype=np.float64).reshape(rows, 2, 3)
+
+
+def test_a_gpu_that_this_onnxruntime_cannot_use_is_left_alone_unless_it_is_asked_for(tmp_path: Path) -> None:
+    path = onnx_file(tmp_path / "m.onnx", "n")
+    context = StageContext("it", device="cuda:0")
+    given = batch(x=[[[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]], t=["a"])
+    answer = load_stage(StageConfig(uses=path), context)(given)  # type: ignore[operator]
+    assert answer.columns["y"].tolist() == [[[3.0, 5.0, 7.0], [9.0, 11.0, 13.0]]]
+    if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
+        with pytest.raises(ConfigError, match="cannot use a GPU"):
+            load_stage(StageConfig(uses=path, device="cuda"), context)
 
 
 @pytest.mark.parametrize("size", ["n", 4])
