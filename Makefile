@@ -8,7 +8,7 @@ JOBS ?= 2
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-faults test-rules format picture venv clean
+.PHONY: help demo test test-faults test-gpu test-rules format picture venv clean
 
 help: ## this list
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -22,13 +22,16 @@ test: $(STAMP) ## all tests but those that take minutes each
 test-faults: $(STAMP) ## only the tests that kill, hang and starve real processes
 	@$(PYTEST) -m faults $(ARGS)
 
+test-gpu: $(STAMP) ## only the tests that need a GPU
+	@$(PYTEST) -m gpu $(ARGS)
+
 test-rules: $(STAMP) ## only the house rules: imports, sizes, types, style
 	@$(PYTEST) tests/rules $(ARGS)
 
 format: $(STAMP) ## ruff's formatter and its safe fixes
 	@$(BIN)/ruff format --quiet . && $(BIN)/ruff check --fix .
 
-bench-%: $(STAMP) ## a benchmark by name; QUICK=1 ends within 50 s
+bench-%: $(STAMP) ## a benchmark by name; QUICK=1 for a short one
 	@$(BIN)/python -m benchmarks.$(subst -,_,$*) $(if $(filter-out 0,$(QUICK)),--quick) $(ARGS)
 
 picture: $(STAMP) ## docs/report.png from a run: make picture RUN=runs/demo-1 (needs Chromium)

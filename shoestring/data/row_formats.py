@@ -13,9 +13,9 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shoestring.base.errors import first_line
 from shoestring.data.packed import kind_of
-from shoestring.data.row_basics import READ_ERRORS, TOO_LONG, FileRows, Read, Rows, opened
+from shoestring.data.row_basics import TOO_LONG, FileRows, Read, Rows, opened
+from shoestring.data.row_groups import RowGroups
 from shoestring.data.row_lines import CsvRows, JsonRows, TextRows
 from shoestring.data.row_types import settled, widened
 from shoestring.data.sources import SourceFile
@@ -48,21 +48,32 @@ class RowFormat(Protocol):
         ...
 
 
-def format_of(name: str) -> RowFormat:
+def format_of(name: str, groups: RowGroups | None = None) -> RowFormat:
     """By the ending of a file's name; what has none that is known is a row by itself.
+
+    Args:
+        groups: what an earlier read has left.
 
     Example: `a.csv.gz` is CSV.
     """
     kind, _ = kind_of(name)
     by_ending: dict[str, RowFormat] = {
-        ".parquet": ParquetRows(), ".jsonl": JsonRows(), ".ndjson": JsonRows(), ".csv": CsvRows(),
+        ".parquet": ParquetRows(groups or RowGroups()), ".csv": CsvRows(),
+        ".jsonl": JsonRows(), ".ndjson": JsonRows(),
         ".txt": TextRows(), ".text": TextRows(), ".log": TextRows(),
     }  # fmt: skip
     return by_ending[kind] if kind in by_ending else WholeFile()
 
 
 class ParquetRows:
-    """Row groups are where reading may begin."""
+    """Row groups are where reading may begin.
+
+    Args:
+        groups: what an earlier read has left.
+    """
+
+    def __init__(self, groups: RowGroups) -> None:
+        self._groups = groups
 
     def scan(self, file: SourceFile, limit_bytes: int) -> FileRows:
         """See RowFormat."""
@@ -84,37 +95,17 @@ class ParquetRows:
         """See RowFormat. Where a row group is damaged, its rows have the columns that can be read."""
         tables: list[pa.Table] = []
         errors: dict[int, str] = {}
-        at = start
+        names = [name for name in schema.names if name in about.fields]
         ends = [*(first for first, _ in about.cuts[1:]), about.rows]
-        with opened(file) as stream:
-            source = pq.ParquetFile(stream)
-            for (first, number), end in zip(about.cuts, ends, strict=True):
-                low, high = max(first, start), min(end, stop)
-                if low >= high:
-                    continue
-                table, damage = self._group(
-                    source, number, [name for name in schema.names if name in about.fields]
-                )
-                table = conformed(table.slice(low - first, high - low), schema)
-                if damage:
-                    errors |= {place - start: damage for place in range(at, at + high - low)}
-                tables.append(table)
-                at += high - low
+        for (first, number), end in zip(about.cuts, ends, strict=True):
+            low, high = max(first, start), min(end, stop)
+            if low >= high:
+                continue
+            table, damage = self._groups.read(file, number, names, low - first, high - first)
+            tables.append(conformed(table, schema))
+            if damage:
+                errors |= dict.fromkeys(range(low - start, high - start), damage)
         return pa.concat_tables(tables) if tables else schema.empty_table(), errors
-
-    def _group(self, source: pq.ParquetFile, number: int, names: list[str]) -> tuple[pa.Table, str]:
-        try:
-            return source.read_row_group(number, columns=names), ""
-        except READ_ERRORS as error:
-            damage = f"row group {number} is damaged: {first_line(error)}"
-        count = source.metadata.row_group(number).num_rows
-        columns: dict[str, pa.Array] = {}
-        for name in names:
-            try:
-                columns[name] = source.read_row_group(number, columns=[name]).column(0)
-            except READ_ERRORS:
-                columns[name] = pa.nulls(count, source.schema_arrow.field(name).type)
-        return pa.table(columns), damage
 
 
 class WholeFile:

@@ -22,6 +22,7 @@ from shoestring.base.errors import DataError, first_line
 from shoestring.base.files import write_whole
 from shoestring.data.row_basics import FileRows, Read
 from shoestring.data.row_formats import format_of, schema_of
+from shoestring.data.row_groups import RowGroups
 from shoestring.data.sources import SourceFile, files_of, version_of
 
 THREADS = 8
@@ -177,10 +178,15 @@ class RowIndex:
         ]
 
 
-def read_rows(index: RowIndex, ranges: Iterable[tuple[int, int]], max_row_bytes: int) -> Read:
+def read_rows(
+    index: RowIndex, ranges: Iterable[tuple[int, int]], max_row_bytes: int, groups: RowGroups | None = None
+) -> Read:
     """Rows of half-open ranges of positions, in their order, as one table of the index's schema.
 
     A file that has changed since, or cannot be read any more, costs its own rows their values, nobody else's.
+
+    Args:
+        groups: kept from one call to the next, it spares those that go on in the same files work.
 
     Returns:
         The table, and errors by place in it.
@@ -188,20 +194,26 @@ def read_rows(index: RowIndex, ranges: Iterable[tuple[int, int]], max_row_bytes:
     tables: list[pa.Table] = []
     errors: dict[int, str] = {}
     at = 0
+    own = groups or RowGroups()
     for start, stop in ranges:
         for one, low, high in index.parts(start, stop):
-            table, bad = _read(index, one, low, high, max_row_bytes)
+            table, bad = _read(index, one, low, high, max_row_bytes, own)
             tables.append(table)
             errors |= {at + place: error for place, error in bad.items()}
             at += high - low
+    if groups is None:
+        own.close()
     return (pa.concat_tables(tables) if tables else index.schema.empty_table()), errors
 
 
-def _read(index: RowIndex, one: IndexedFile, low: int, high: int, max_row_bytes: int) -> Read:
+def _read(
+    index: RowIndex, one: IndexedFile, low: int, high: int, max_row_bytes: int, groups: RowGroups
+) -> Read:
     try:
         if version_of(one.file.url) != one.file.version:
             return _nothing(index.schema, high - low, GONE)
-        found = format_of(one.file.name).read(one.file, one.about, low, high, index.schema, max_row_bytes)
+        reader = format_of(one.file.name, groups)
+        found = reader.read(one.file, one.about, low, high, index.schema, max_row_bytes)
         # Looked at again: it may have changed while it was read.
         return (
             found

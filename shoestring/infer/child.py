@@ -85,7 +85,8 @@ class Loads:
         return self._loader.do(order)
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Let go of what is open."""
+        self._loader.close()
 
 
 class Predicts:

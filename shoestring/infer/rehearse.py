@@ -172,7 +172,7 @@ def spread(rows: int, wanted: int, runs: int = RUNS) -> Ranges:
 
 @dataclass
 class Part:
-    """What was seen of a pool in one pass: (items, cost) of each answer."""
+    """What was seen of a pool in one pass: (items, cost) of each answer; of a loader: rows that it decoded."""
 
     answers: list[tuple[int, Cost]] = field(default_factory=list)
 
@@ -181,9 +181,13 @@ class Part:
         """In all."""
         return sum(items for items, _ in self.answers)
 
-    def rate(self) -> tuple[float, float]:
-        """(seconds for an item, of those on a core, as a share); the first answer of several warms up."""
-        seen = self.answers[1:] if len(self.answers) > 1 else self.answers
+    def rate(self, warms: bool = True) -> tuple[float, float]:
+        """(seconds for an item, of those on a core, as a share).
+
+        Args:
+            warms: the first answer of several warms up: it does not count.
+        """
+        seen = self.answers[1:] if warms and len(self.answers) > 1 else self.answers
         items, took_s = sum(items for items, _ in seen), sum(cost.took_s for _, cost in seen)
         if not items or took_s <= 0:
             return 0.0, 1.0
@@ -214,7 +218,7 @@ class Notes:
         self.schemas: dict[str, list[pa.Schema]] = {}
         self.came: Counter[str] = Counter()
         self.made_bytes = 0
-        self.loaded_bytes = 0
+        self.loaded_bytes = self.loaded_rows = 0
         self.texts: dict[str, str] = {}
         self.errors: Counter[str] = Counter()
 
@@ -233,8 +237,8 @@ class Notes:
         first = len(self.passes) == 1
         part = self.passes[-1][member.pool]
         if isinstance(reply, Loaded) and isinstance(order, Load):
-            part.answers.append((reply.rows, reply.cost))
-            self.loaded_bytes = reply.size_bytes
+            part.answers.append((reply.rows + reply.beyond_rows, reply.cost))
+            self.loaded_bytes, self.loaded_rows = reply.size_bytes, reply.rows
             self.made_bytes += reply.size_bytes if first else 0
         elif isinstance(reply, Wrote):
             part.answers.append((self.rows[-1], reply.cost))
@@ -307,13 +311,10 @@ class TrialSeat:
         """Rows for the pass that is timed; none where the first one took long enough."""
         if len(self._notes.passes) > 1 or self.engine is None:
             return ()
-        rates = {pool: part.rate()[0] for pool, part in self._notes.passes[0].items()}
-        first = self._notes.rows[0]
-        row_s = sum(
-            rate * self._notes.passes[0][pool].items / first
-            for pool, rate in rates.items()
-            if pool != "write"
-        )
+        seen, first = self._notes.passes[0], self._notes.rows[0]
+        rates = {name: seen[name].rate()[0] for name in self._notes.schemas}
+        row_s = seen["load"].rate(warms=False)[0]
+        row_s += sum(rate * seen[name].items / first for name, rate in rates.items())
         rows = min(self._rows, MOST_TIMED_ROWS, int(TIMED_S / row_s) if row_s > 0 else MOST_TIMED_ROWS)
         if rows <= first:
             return ()
@@ -428,11 +429,10 @@ def summed_up(notes: Notes, graph: Graph, took_s: float) -> Rehearsal:
             streams=notes.streams[name],
             gpu=notes.gpu[name],
         )
-    load_s, load_share = last["load"].rate()
+    load_s, load_share = last["load"].rate(warms=False)
     write_s, write_share = last["write"].rate()
     if last is not first:
         write_s = less_fixed(rows, first["write"].rate()[0] * rows, notes.rows[-1], write_s * notes.rows[-1])
-    loaded = last["load"].answers[-1][0]
     staged = notes.staged[-1]
     return Rehearsal(
         rows=rows,
@@ -444,7 +444,7 @@ def summed_up(notes: Notes, graph: Graph, took_s: float) -> Rehearsal:
         row_bytes=notes.made_bytes / rows,
         output_row_bytes=staged.size_bytes / max(1, staged.rows),
         chunk_rows=chunk_rows(
-            notes.loaded_bytes / max(1, loaded), load_s, max(one.row_s for one in stages.values())
+            notes.loaded_bytes / max(1, notes.loaded_rows), load_s, max(one.row_s for one in stages.values())
         ),
         errors=dict(notes.errors),
         took_s=took_s,

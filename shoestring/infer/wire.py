@@ -147,12 +147,14 @@ class Up(Reply, frozen=True):
 
 
 class Loaded(Reply, frozen=True):
-    """Rows are in the segment."""
+    """Rows are in the segment. `beyond_rows`: decoded beyond them, for reads to come; less than 0: so many of
+    them had been before."""
 
     rows: int
     size_bytes: int
     errors: dict[int, str]
     cost: Cost
+    beyond_rows: int = 0
 
 
 class Predicted(Reply, frozen=True):
