@@ -172,7 +172,7 @@ def spread(rows: int, wanted: int, runs: int = RUNS) -> Ranges:
 
 @dataclass
 class Part:
-    """What was seen of a pool in one pass: (items, cost) of each answer; of a loader: rows that it decoded."""
+    """What was seen of a pool in one pass: (items, cost) of each answer; of a loader: rows decoded."""
 
     answers: list[tuple[int, Cost]] = field(default_factory=list)
 

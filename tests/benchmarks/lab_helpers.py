@@ -16,7 +16,6 @@ import pytest
 from benchmarks.lab import LabError, enter, require
 from benchmarks.lab.lab import MARK
 from benchmarks.lab.namespaces import new_namespace
-from shoestring.base.clock import SystemClock
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
@@ -34,17 +33,6 @@ def why_no_lab() -> str:
 
 
 needs_lab = pytest.mark.skipif(bool(why_no_lab()), reason=why_no_lab())
-
-
-def wait_until(condition: Callable[[], bool], timeout_s: float = 5.0) -> bool:
-    """Look until it holds; False when it does not in time."""
-    clock = SystemClock()
-    until_s = clock.now() + timeout_s
-    while not condition():
-        if clock.now() > until_s:
-            return False
-        clock.sleep(0.01)
-    return True
 
 
 def listens(netns_path: str, address: str, port: int) -> bool:

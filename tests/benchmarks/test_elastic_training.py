@@ -15,7 +15,8 @@ import pytest
 from benchmarks.lab import Lab, LabConfig
 from benchmarks.lab.network import DEVICE
 from shoestring.base.record import read_events
-from tests.benchmarks.lab_helpers import ROOT, needs_lab, wait_until
+from tests.benchmarks.lab_helpers import ROOT, needs_lab
+from tests.waiting import wait_until
 
 PORT = 6379
 HEAD, FIRST, SECOND = 0, 1, 2

@@ -20,7 +20,8 @@ import pytest
 
 from benchmarks.lab import Lab, LabConfig
 from shoestring.base.record import read_events
-from tests.benchmarks.lab_helpers import ROOT, listens, needs_lab, processes_of, wait_until
+from tests.benchmarks.lab_helpers import ROOT, listens, needs_lab, processes_of
+from tests.waiting import wait_until
 
 PORT = 6379
 HEAD, FIRST, SECOND, LATE = 0, 1, 2, 3

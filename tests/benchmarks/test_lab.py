@@ -17,7 +17,8 @@ import pytest
 from benchmarks.lab import Lab, LabConfig, LabError, RunResult
 from benchmarks.lab.meter import METER_COMMAND
 from tests.benchmarks.gloo_worker import LOCAL_BYTES
-from tests.benchmarks.lab_helpers import needs_lab, on_host, processes_of, wait_until
+from tests.benchmarks.lab_helpers import needs_lab, on_host, processes_of
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, needs_lab]
 PORT = 7000

@@ -25,8 +25,8 @@ from tests.benchmarks.lab_helpers import (
     namespaces_of,
     needs_lab,
     processes_of,
-    wait_until,
 )
+from tests.waiting import wait_until
 
 pytestmark = [pytest.mark.faults, needs_lab]
 # A child in the rank's session, one that left it, and a rank that waits for both.

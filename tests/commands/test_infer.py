@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from shoestring.infer import Pipeline
 from tests.commands.infer_jobs import here, infer, output, rows, words, write_csv, write_stage
 from tests.commands.journeys import shoestring, start_shoestring
 from tests.disks import resize, small_disk
+from tests.waiting import wait_until
 
 
 @pytest.fixture(scope="module")
@@ -355,17 +355,10 @@ def test_the_same_command_goes_on_after_a_kill_and_nobody_is_left_meanwhile(tmp_
     slow = '[{uses="%s:Scale", options={slow_s=0.01}, batch=5}]'.replace("%s", str(tmp_path / "stages.py"))
     command = words(tmp_path, "--set", "shards.rows=20", "--set", f"stages={slow}")
     process = start_shoestring(*command)
-    for _ in range(1200):
-        if list((tmp_path / "out").glob("part-*")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    assert wait_until(lambda: list((tmp_path / "out").glob("part-*")) or process.poll() is not None, 60.0)
     process.kill()
     process.communicate(timeout=100)
-    for _ in range(1200):
-        if not processes_of(tmp_path):
-            break
-        time.sleep(0.05)
-    assert processes_of(tmp_path) == []
+    assert wait_until(lambda: not processes_of(tmp_path), 60.0)
     before = {path.name for path in (tmp_path / "out").glob("part-*")}
     assert before and len(rows(tmp_path)) < 300
     done = here(*command)
@@ -388,10 +381,7 @@ def test_files_that_vanish_or_change_meanwhile_cost_their_own_rows(tmp_path: Pat
         'stages=[{uses="%s:Scale", options={slow_s=0.01}, batch=5}]' % (tmp_path / "stages.py"),
     ]
     process = start_shoestring(*words(tmp_path, *arguments))
-    for _ in range(1200):
-        if list((tmp_path / "out").glob("part-*")) or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    assert wait_until(lambda: list((tmp_path / "out").glob("part-*")) or process.poll() is not None, 60.0)
     process.send_signal(signal.SIGINT)
     answer = json.loads(process.communicate(timeout=100)[0])
     assert process.returncode == 130 and answer["status"] == "interrupted", answer
