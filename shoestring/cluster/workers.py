@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 
 from shoestring.base.config import Config
+from shoestring.base.errors import ConfigError
 from shoestring.cluster.costs import JobCost
-from shoestring.cluster.planner import StrategyPlan, StrategyRow
+from shoestring.cluster.planner import PLAIN, StrategyPlan, StrategyRow
 from shoestring.cluster.topology import Cluster, Device
 
 WHOLE_BYTES = 4 + 4  # fp32 master weight and fp32 gradient of one parameter
@@ -93,6 +94,22 @@ def plan_workers(
             for way in weighed
         ),
     )
+
+
+def check_shared(workers: int, gpus: int, strategy: str) -> None:
+    """Where workers share a GPU, whole state alone can be exchanged: NCCL wants a GPU for each.
+
+    Args:
+        workers: on one machine, at the most.
+
+    Raises:
+        ConfigError: they would.
+    """
+    if strategy != PLAIN and workers > gpus:
+        raise ConfigError(
+            f"{workers} workers on {gpus} GPUs cannot cut the state ({strategy}): NCCL wants a GPU for each",
+            f"set fleet.members.workers={gpus} (and max_workers), or parallel.strategy={PLAIN}",
+        )
 
 
 def worker_counts(cluster: Cluster) -> list[int]:

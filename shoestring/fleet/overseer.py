@@ -93,16 +93,16 @@ class Overseer(ABC):
         self._members.unplaced(now, request.unplaced)
         since = {process: self._placeless.get(process, now) for process in request.unplaced}
         late = [process for process, at in since.items() if now - at >= PLACE_S]
-        if late:
+        if late and not self._stop_reason and not self._outcome:
             self._note("decision", self._waits(late), action="wait", workers=[name for name, _ in late])
             since |= dict.fromkeys(late, math.inf)  # told
         self._placeless = since
 
     def _waits(self, late: list[tuple[str, int]]) -> str:
         who = ", ".join(name for name, _ in late)
-        few = "waits" if len(late) == 1 else "wait"
-        room = f"no host has {self._needs_cpus:g} cores free (fleet.members.cpus)"
-        return f"{who} {few} for a place: {room}; as soon as one joins or has room, they start"
+        few = "has" if len(late) == 1 else "have"
+        room = f"{self._needs_cpus:g} cores free (fleet.members.cpus), or the GPU that it needs"
+        return f"{who} {few} not come up on any host for {PLACE_S:g} s: as soon as one has {room}, it starts"
 
     # --- workers and the supervisor ------------------------------------------------------------
 

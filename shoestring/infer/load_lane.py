@@ -80,8 +80,9 @@ class LoadLane:
         number = self._bench.next_task()
         self.reading_rows += work.items
         order = Load(number, work.parts.ranges, f"r{number}")
-        limit_s = self._pace.limit_s(work, self._hang_s)
-        return Task(order, work, work.items, (), limit_s, alone=work.suspect)
+        # Also for a suspect, whose process is new: most reads go on with what an earlier one has decoded, and
+        # what is usual says nothing of one that cannot.
+        return Task(order, work, work.items, (), self._hang_s, alone=work.suspect)
 
     def came(self, task: Task[object], reply: Replies, now: float) -> None:
         """Rows are there."""

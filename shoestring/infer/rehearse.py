@@ -255,7 +255,8 @@ class Notes:
     def _stage(self, member: Member[object], order: Predict, reply: Predicted, items: int) -> None:
         name = member.pool
         self.setup_s[name], self.streams[name] = member.setup_s, member.streams
-        self.gpu[name] = reply.cost.gpu
+        seen = self.gpu[name] if name in self.gpu else None
+        self.gpu[name] = seen if reply.cost.gpu is None else bool(seen) or reply.cost.gpu
         self.memory_bytes[name] = max(self.memory_bytes[name], reply.cost.memory_bytes)
         self.came[name] += items
         if reply.errors and name not in self.texts:
@@ -429,7 +430,9 @@ def summed_up(notes: Notes, graph: Graph, took_s: float) -> Rehearsal:
             streams=notes.streams[name],
             gpu=notes.gpu[name],
         )
-    load_s, load_share = last["load"].rate(warms=False)
+    # What the second pass asks for may have been decoded in the first.
+    load = Part([answer for one in notes.passes for answer in one["load"].answers])
+    load_s, load_share = load.rate(warms=False)
     write_s, write_share = last["write"].rate()
     if last is not first:
         write_s = less_fixed(rows, first["write"].rate()[0] * rows, notes.rows[-1], write_s * notes.rows[-1])

@@ -15,6 +15,8 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
+
 from shoestring.base.clock import Clock
 from shoestring.base.errors import ConfigError, ShoestringError, SinkError, without_passwords
 from shoestring.infer.wire import Cost, Raised
@@ -33,7 +35,8 @@ _NOT_USERS = tuple(
         *site.getsitepackages(),
     }
 )
-_GPU_FILE = re.compile(r"/dev/(nvidia\d|dxg|kfd|dri/renderD)")  # NVIDIA; Windows' Linux; AMD
+# NVIDIA; its small boards; Linux in Windows; AMD
+_GPU_FILE = re.compile(r"/dev/(nvidia\d|nvhost|nvmap|dxg|kfd|dri/renderD)")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -57,7 +60,7 @@ class Meter:
         """Since then."""
         took_s, of_cpu_s = self._clock.now() - self._at_s, cpu_s() - self._cpu_s
         if self._gpu is False:  # once it has one it keeps it
-            self._gpu = holds_gpu()
+            self._gpu = any(holds_gpu(Path(f"/proc/{pid}/fd")) for pid in (os.getpid(), *_descendants()))
         return Cost(took_s, of_cpu_s, memory_bytes(), self._gpu)
 
 
@@ -77,17 +80,28 @@ def memory_bytes(pid: int | None = None) -> int:
     return (int(fields[1]) - int(fields[2])) * _PAGE_BYTES
 
 
-def holds_gpu(files: Path = Path("/proc/self/fd")) -> bool:
-    """Whether this process has opened a GPU, by whatever library.
+def holds_gpu(files: Path) -> bool:
+    """Whether a process has opened a GPU, by whatever library.
 
     Args:
-        files: a folder of links to what is open.
+        files: a folder of links to what it has open, `/proc/PID/fd`.
     """
-    for link in files.iterdir():
+    try:
+        links = list(files.iterdir())
+    except OSError:  # it has ended
+        return False
+    for link in links:
         with contextlib.suppress(OSError):  # it was closed meanwhile
             if _GPU_FILE.match(os.readlink(link)):
                 return True
     return False
+
+
+def _descendants() -> list[int]:
+    """Processes that this one has started, and theirs: some engines compute in one of their own."""
+    with contextlib.suppress(psutil.Error):
+        return [one.pid for one in psutil.Process().children(recursive=True)]
+    return []
 
 
 def raised(task: int, error: BaseException, otherwise: str) -> Raised:

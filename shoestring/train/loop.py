@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, Protocol
@@ -16,6 +16,7 @@ from shoestring.base.errors import ShoestringError
 from shoestring.cluster.strategies import parse_strategy
 from shoestring.control.agent import Agent
 from shoestring.fleet import messages as m
+from shoestring.fleet.names import number_of
 from shoestring.fleet.seat import RoundOver, Seat
 from shoestring.parallel.group import Group, PeerLostError, form
 from shoestring.parallel.memory import give_back, out_of_memory
@@ -75,7 +76,6 @@ class Trainer:
         locate: positions of the ledger -> sample ids, both int64 [n].
         device: where the model lives.
         loopback: whether all workers are on this machine.
-        shared_gpus: whether workers have a GPU in common.
     """
 
     def __init__(
@@ -87,7 +87,6 @@ class Trainer:
         device: torch.device,
         clock: Clock,
         loopback: bool = True,
-        shared_gpus: bool = False,
     ) -> None:
         self._seat = seat
         self._task = task
@@ -96,7 +95,6 @@ class Trainer:
         self._device = device
         self._clock = clock
         self._loopback = loopback
-        self._shared_gpus = shared_gpus
         self._agent = Agent(config.micro_batch)
         self._lateness = Lateness(seat.lookout, config.compile)
         self._loss = torch.compile(task.loss) if config.compile else task.loss
@@ -343,13 +341,19 @@ class Trainer:
             self._device,
             self._config.exchange_timeout_s,
             self._loopback,
-            self._shared_gpus,
+            self._device.type == "cuda" and self._loopback and _share_gpus(round_.members),
         )
 
     def _save(self, group: Group, round_: m.Round, order: m.Save) -> None:
         with self._seat.phase("save"):
             files, error = write_part(self._alignment.own_tensors(group.rank), order.directory, group.rank)
         self._seat.saved(round_.round_id, order.step, files, error)
+
+
+def _share_gpus(members: Sequence[str]) -> bool:
+    """Whether two of these workers of one machine have a GPU in common; see `train.worker`."""
+    gpus = torch.cuda.device_count()
+    return len({number_of(name) % gpus for name in members}) < len(members)
 
 
 def _memory_bytes(device: torch.device) -> int:

@@ -23,7 +23,14 @@ from shoestring.cluster.topology import (
     usable_cores,
     usable_memory_bytes,
 )
-from shoestring.cluster.workers import Plan, plan_as_listed, plan_workers, with_prediction, worker_counts
+from shoestring.cluster.workers import (
+    Plan,
+    check_shared,
+    plan_as_listed,
+    plan_workers,
+    with_prediction,
+    worker_counts,
+)
 from shoestring.train.config import ParallelConfig
 from shoestring.train.runs import JobConfig
 
@@ -148,6 +155,7 @@ def plan_listed(costs: Costs, cluster: Cluster, parallel: ParallelConfig) -> Pla
         whole=costs.whole,
         preferred=PLAIN if len(cluster.nodes) == len(cluster.islands) == 1 else "",
     )
+    _check_nodes(cluster, sharding.strategy)
     plan = plan_as_listed(cluster, sharding)
     reason = f"{plan.reason}; {why}"
     return plan.model_copy(update={"reason": reason, "dtype": _dtype(costs, sharding, parallel)})
@@ -188,7 +196,7 @@ def plan_here(costs: Costs, cluster: Cluster, parallel: ParallelConfig, wanted: 
         whole=costs.whole,
         preferred=PLAIN,
     )
-    _check_shared(there, sharding.strategy)
+    _check_nodes(there, sharding.strategy)
     made = plan.model_copy(update={"sharding": sharding, "dtype": _dtype(costs, sharding, parallel)})
     return made if sharding.strategy == PLAIN else with_prediction(made, sharding.chosen)
 
@@ -199,16 +207,10 @@ def _dtype(costs: Costs, sharding: StrategyPlan, parallel: ParallelConfig) -> st
     return "as_is" if sharding.strategy == PLAIN else costs.sharded.compute_dtype
 
 
-def _check_shared(cluster: Cluster, strategy: str) -> None:
-    """Where workers share a GPU, whole state alone can be exchanged: NCCL wants a GPU for each."""
-    devices = cluster.nodes[0].devices
-    if devices[0].kind == "cpu" or strategy == PLAIN or devices[0].workers == 1:
-        return
-    raise ConfigError(
-        f"{len(cluster.workers)} workers on {len(devices)} GPUs cannot share the state ({strategy}): NCCL "
-        f"wants a GPU for each",
-        f"set fleet.members.workers={len(devices)}, or parallel.strategy={PLAIN} where that fits",
-    )
+def _check_nodes(cluster: Cluster, strategy: str) -> None:
+    for node in cluster.nodes:
+        if node.devices[0].kind != "cpu":
+            check_shared(len(node.workers), len(node.devices), strategy)
 
 
 def _with_workers(cluster: Cluster, workers: int) -> Cluster:

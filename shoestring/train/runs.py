@@ -16,7 +16,7 @@ from shoestring.base.config import Config, to_toml
 from shoestring.base.errors import ConfigError
 from shoestring.base.record import RunRecord
 from shoestring.cluster.planner import AUTO, PLAIN
-from shoestring.cluster.workers import Plan
+from shoestring.cluster.workers import Plan, check_shared
 from shoestring.control.controller import policy_named
 from shoestring.control.policies import BACKUP, ND_BACKUP
 from shoestring.data.ledger import LedgerSpec
@@ -234,7 +234,10 @@ def _train(
     if transport == "auto":
         alone = max(prepared.plan.workers, members.max_workers) == 1 and not fleet.servers.count
         transport = "inprocess" if alone else "local"
-    gpus = torch.cuda.device_count()
+    # A driver that is too old for this torch counts its GPUs all the same.
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if gpus and transport != "ray":
+        check_shared(max(prepared.plan.workers, members.max_workers), gpus, sharding.strategy)
     payload = TrainPayload(
         prepared.maker,
         prepared.settings,
@@ -247,8 +250,6 @@ def _train(
             "shard_size": ledger.shard_size,
         },
         loopback=transport != "ray",
-        # Over Ray each worker has a GPU of its own.
-        shared_gpus=transport != "ray" and 0 < gpus < max(prepared.plan.workers, members.max_workers),
         poll_s=fleet.servers.poll_s,
     )
     device = "cuda" if gpus else "cpu"

@@ -38,7 +38,6 @@ class TrainPayload(msgspec.Struct, frozen=True):
         train: TrainConfig as JSON-able values.
         order: the sample order: samples, epochs, seed, shuffle, shard_size.
         loopback: all workers are on this machine.
-        shared_gpus: there are more of them than GPUs.
         poll_s: how often a parameter server looks for news.
     """
 
@@ -47,7 +46,6 @@ class TrainPayload(msgspec.Struct, frozen=True):
     train: dict[str, Any]
     order: dict[str, Any]
     loopback: bool = True
-    shared_gpus: bool = False
     poll_s: float = 0.05
 
     def encode(self) -> bytes:
@@ -76,8 +74,8 @@ def main(context: WorkerContext) -> None:
             if is_server(context.name):
                 Server(seat, task, config, device, context.clock, payload.poll_s, payload.loopback).run()
                 return
-            here = payload.loopback, payload.shared_gpus
-            Trainer(seat, task, config, order.sample_ids, device, context.clock, *here).run()
+            trainer = Trainer(seat, task, config, order.sample_ids, device, context.clock, payload.loopback)
+            trainer.run()
         except DismissedError:
             return
         except Exception:

@@ -8,7 +8,6 @@ import os
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from shoestring.base.record import read_events
@@ -16,7 +15,6 @@ from shoestring.fleet.config import CheckpointConfig
 from shoestring.fleet.launch import Launch
 from shoestring.train.config import ShardingConfig, TrainConfig
 from shoestring.train.schedules import ScheduleConfig
-from shoestring.train.worker import TrainPayload
 from tests.commands.journeys import shoestring, tiny_sets, write_texts
 from tests.gpu.needs import needs_gpu
 from tests.train.fleets import final_state, make_launch, run
@@ -67,9 +65,6 @@ def test_all_ones_after_kills(tmp_path: Path, strategy: str) -> None:
 
 def test_two_workers_share_a_gpu(tmp_path: Path) -> None:
     launch = on_gpu(tmp_path, "counting", COUNTED, batch=10, workers=2)
-    payload = msgspec.json.decode(launch.payload, type=TrainPayload)
-    payload = msgspec.structs.replace(payload, shared_gpus=True)
-    launch = dataclasses.replace(launch, payload=payload.encode())
     run_under(launch, 5, CalmHost)
     check_ones(launch, "counting", COUNTED)
     steps = read_events(tmp_path / "events.jsonl").of("step")
@@ -84,7 +79,7 @@ def test_all_ones_with_servers_on_the_gpu_of_the_workers(tmp_path: Path) -> None
 
 def test_a_pass_that_finds_no_memory_on_the_gpu_is_halved(tmp_path: Path) -> None:
     settings = {"samples": 400, "sample_bytes": 1 << 30, "room_bytes": 6 << 30}
-    launch = on_gpu(tmp_path, "hungry", settings, batch=40)
+    launch = on_gpu(tmp_path, "hungry", settings, batch=40, workers=2)  # in processes of their own
     assert run(launch).status == "finished"
     check_ones(launch, "hungry", settings)
     log = read_events(tmp_path / "events.jsonl")

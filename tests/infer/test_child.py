@@ -141,4 +141,4 @@ def test_a_gpu_that_is_open_is_found_whatever_opened_it(tmp_path: Path) -> None:
     assert not holds_gpu(tmp_path)
     os.symlink("/dev/nvidia3", tmp_path / "9")
     assert holds_gpu(tmp_path)
-    assert not holds_gpu(), "the process of this test has none"
+    assert not holds_gpu(tmp_path / "no such process")

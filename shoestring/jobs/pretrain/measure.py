@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import msgspec
 import torch
 
+import shoestring
 from shoestring.base.errors import FleetError
 from shoestring.models.precision import matmul_rates
 
@@ -51,13 +53,24 @@ def _in_fork(threads: list[int]) -> bytes:
 
 def _in_new_interpreter(threads: list[int]) -> bytes:
     """CUDA cannot be used in a fork of a process that has asked for it."""
-    program = f"from {__name__} import tell; tell({threads})"
-    return subprocess.run([sys.executable, "-c", program], stdout=subprocess.PIPE, check=False).stdout
+    reading, writing = os.pipe()
+    ours = str(Path(shoestring.__file__).parents[1])
+    known = os.environ["PYTHONPATH"] if "PYTHONPATH" in os.environ else ""
+    child = subprocess.Popen(
+        [sys.executable, "-c", f"from {__name__} import tell; tell({threads}, {writing})"],
+        pass_fds=(writing,),  # imports may print what they like
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, (ours, known)))},
+    )
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        data = pipe.read()
+    child.wait()
+    return data
 
 
-def tell(threads: list[int]) -> None:
-    """Measure, and print what came of it as JSON."""
-    sys.stdout.buffer.write(msgspec.json.encode(_measure(threads)))
+def tell(threads: list[int], writing: int) -> None:
+    """Measure, and write what came of it to a file descriptor as JSON."""
+    os.write(writing, msgspec.json.encode(_measure(threads)))
 
 
 def _measure(threads: list[int]) -> Rates:
