@@ -14,7 +14,7 @@ import zstandard
 
 from shoestring.base.errors import DataError, first_line
 from shoestring.data.packed import kind_of, unpacked
-from shoestring.data.row_types import as_type
+from shoestring.data.row_types import column_of
 from shoestring.data.sources import SourceFile
 
 READ_ERRORS = (
@@ -59,11 +59,13 @@ class Rows:
         self.records.append(record or {})
 
     def table(self, schema: pa.Schema) -> pa.Table:
-        """As columns of this schema."""
-        columns = {
-            one.name: pa.array([as_type(record.get(one.name), one.type) for record in self.records], one.type)
-            for one in schema
-        }
+        """As columns of this schema. A value that its column cannot hold is null, and an error of its row."""
+        columns = []
+        for one in schema:
+            column, bad = column_of([record.get(one.name) for record in self.records], one.type)
+            columns.append(column)
+            for place, error in bad.items():
+                self.errors.setdefault(place, f"{one.name}: {error}")
         return pa.table(columns, schema=schema)
 
 
@@ -94,7 +96,7 @@ class opened:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if self._raw is not None:
             self._raw.close()
-        if isinstance(error, READ_ERRORS):
+        if isinstance(error, READ_ERRORS) and not isinstance(error, MemoryError):
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: BaseException) -> DataError:

@@ -7,6 +7,8 @@ what is wrong with it. Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import fsspec
@@ -15,9 +17,11 @@ import pyarrow.parquet as pq
 
 from shoestring.data.packed import kind_of
 from shoestring.data.row_basics import TOO_LONG, FileRows, Read, Rows, opened
+from shoestring.data.row_cursors import Cursors
 from shoestring.data.row_groups import RowGroups
-from shoestring.data.row_lines import CsvRows, JsonRows, TextRows
-from shoestring.data.row_types import settled, widened
+from shoestring.data.row_lines import CsvRows, JsonRows, LineRows, TextRows
+from shoestring.data.row_sizes import without_large
+from shoestring.data.row_types import JSON_TEXT, cast, plain, settled, widened
 from shoestring.data.sources import SourceFile
 
 IMAGE, NAME = "bytes", "name"
@@ -48,21 +52,25 @@ class RowFormat(Protocol):
         ...
 
 
-def format_of(name: str, groups: RowGroups | None = None) -> RowFormat:
+def format_of(name: str, cursors: Cursors | None = None) -> RowFormat:
     """By the ending of a file's name; what has none that is known is a row by itself.
 
     Args:
-        groups: what an earlier read has left.
+        cursors: what an earlier read has left.
 
     Example: `a.csv.gz` is CSV.
     """
     kind, _ = kind_of(name)
-    by_ending: dict[str, RowFormat] = {
-        ".parquet": ParquetRows(groups or RowGroups()), ".csv": CsvRows(),
-        ".jsonl": JsonRows(), ".ndjson": JsonRows(),
-        ".txt": TextRows(), ".text": TextRows(), ".log": TextRows(),
-    }  # fmt: skip
-    return by_ending[kind] if kind in by_ending else WholeFile()
+    own = cursors or Cursors()
+    if kind == ".parquet":
+        return ParquetRows(own.groups)
+    return _BY_LINES[kind](own.lines) if kind in _BY_LINES else WholeFile()
+
+
+_BY_LINES: Mapping[str, type[LineRows]] = MappingProxyType({
+    ".csv": CsvRows, ".jsonl": JsonRows, ".ndjson": JsonRows,
+    ".txt": TextRows, ".text": TextRows, ".log": TextRows,
+})  # fmt: skip
 
 
 class ParquetRows:
@@ -86,7 +94,7 @@ class ParquetRows:
                 cuts.append((count, number))
                 count += group.num_rows
                 largest = max(largest, group.total_byte_size // max(1, group.num_rows))
-            fields = {one.name: one.type for one in table.schema_arrow}
+            fields = {one.name: plain(one.type) for one in table.schema_arrow}
         return FileRows(count, tuple(cuts) or ((0, 0),), fields, largest)
 
     def read(
@@ -102,9 +110,11 @@ class ParquetRows:
             if low >= high:
                 continue
             table, damage = self._groups.read(file, number, names, low - first, high - first)
-            tables.append(conformed(table, schema))
-            if damage:
-                errors |= dict.fromkeys(range(low - start, high - start), damage)
+            table, large = without_large(table, limit_bytes)
+            table, unfit = conformed(table, schema)
+            tables.append(table)
+            bad = unfit | dict.fromkeys(large, TOO_LONG) | damage
+            errors |= {low - start + place: error for place, error in bad.items()}
         return pa.concat_tables(tables) if tables else schema.empty_table(), errors
 
 
@@ -120,27 +130,33 @@ class WholeFile:
     ) -> Read:
         """See RowFormat."""
         found = Rows()
-        if file.size_bytes > limit_bytes:
+        data = b""
+        if file.size_bytes <= limit_bytes:
+            with fsspec.open(file.url, "rb").open() as raw:
+                data = raw.read(limit_bytes + 1)  # a store may not tell sizes
+        if max(file.size_bytes, len(data)) > limit_bytes:
             found.add(None, TOO_LONG)
         else:
-            with fsspec.open(file.url, "rb").open() as raw:
-                found.add({NAME: file.name, IMAGE: raw.read()}, "")
+            found.add({NAME: file.name, IMAGE: data}, "")
         return found.table(schema), found.errors
 
 
-def conformed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+def conformed(table: pa.Table, schema: pa.Schema) -> tuple[pa.Table, dict[int, str]]:
     """With the columns of a schema: those that are missing are empty, others are cast where nothing is lost.
 
-    Raises:
-        ArrowInvalid: a value does not fit.
+    Returns:
+        The table, and errors by row: a value that its column cannot hold is null there.
     """
-    columns = [
-        table.column(one.name).cast(one.type)
-        if one.name in table.schema.names
-        else pa.nulls(table.num_rows, one.type)
-        for one in schema
-    ]
-    return pa.table(columns, schema=schema)
+    columns: list[pa.ChunkedArray | pa.Array] = []
+    errors: dict[int, str] = {}
+    for one in schema:
+        if one.name not in table.schema.names:
+            columns.append(pa.nulls(table.num_rows, one.type))
+            continue
+        column, bad = cast(table.column(one.name), one.type)
+        columns.append(column)
+        errors |= {place: f"{one.name}: {error}" for place, error in bad.items()}
+    return pa.table(columns, schema=schema), errors
 
 
 def schema_of(files: list[dict[str, pa.DataType]]) -> pa.Schema:
@@ -153,6 +169,8 @@ def schema_of(files: list[dict[str, pa.DataType]]) -> pa.Schema:
 
 
 def _united(one: pa.DataType, other: pa.DataType) -> pa.DataType:
+    if JSON_TEXT in (one, other):  # for Arrow it is text, which goes together with bytes
+        return JSON_TEXT
     try:
         return (
             pa.unify_schemas(

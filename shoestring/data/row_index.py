@@ -21,8 +21,8 @@ from shoestring.base.config import Config
 from shoestring.base.errors import DataError, first_line
 from shoestring.base.files import write_whole
 from shoestring.data.row_basics import FileRows, Read
+from shoestring.data.row_cursors import Cursors
 from shoestring.data.row_formats import format_of, schema_of
-from shoestring.data.row_groups import RowGroups
 from shoestring.data.sources import SourceFile, files_of, version_of
 
 THREADS = 8
@@ -37,7 +37,7 @@ class RowSourceConfig(Config):
         files: globs (`**` goes down any number of folders), folders, files or fsspec URLs. By its ending a
             file is `.parquet`, `.jsonl`, `.csv` or `.txt` (also `.gz` or `.zst`), else one row by itself.
         columns: to read; empty: all.
-        max_row_bytes: a larger row is an error, and never held.
+        max_row_bytes: a larger row is an error; of text, it is never held.
         on_bad_file: a file that cannot be read at all is left out and told (`skip`), or ends the job
             (`stop`).
     """
@@ -179,14 +179,14 @@ class RowIndex:
 
 
 def read_rows(
-    index: RowIndex, ranges: Iterable[tuple[int, int]], max_row_bytes: int, groups: RowGroups | None = None
+    index: RowIndex, ranges: Iterable[tuple[int, int]], max_row_bytes: int, cursors: Cursors | None = None
 ) -> Read:
     """Rows of half-open ranges of positions, in their order, as one table of the index's schema.
 
     A file that has changed since, or cannot be read any more, costs its own rows their values, nobody else's.
 
     Args:
-        groups: kept from one call to the next, it spares those that go on in the same files work.
+        cursors: kept from one call to the next, it spares those that go on in the same files work.
 
     Returns:
         The table, and errors by place in it.
@@ -194,34 +194,50 @@ def read_rows(
     tables: list[pa.Table] = []
     errors: dict[int, str] = {}
     at = 0
-    own = groups or RowGroups()
+    own = cursors or Cursors()
     for start, stop in ranges:
         for one, low, high in index.parts(start, stop):
             table, bad = _read(index, one, low, high, max_row_bytes, own)
             tables.append(table)
             errors |= {at + place: error for place, error in bad.items()}
             at += high - low
-    if groups is None:
+    if cursors is None:
         own.close()
     return (pa.concat_tables(tables) if tables else index.schema.empty_table()), errors
 
 
 def _read(
-    index: RowIndex, one: IndexedFile, low: int, high: int, max_row_bytes: int, groups: RowGroups
+    index: RowIndex, one: IndexedFile, low: int, high: int, max_row_bytes: int, cursors: Cursors
 ) -> Read:
-    try:
-        if version_of(one.file.url) != one.file.version:
-            return _nothing(index.schema, high - low, GONE)
-        reader = format_of(one.file.name, groups)
-        found = reader.read(one.file, one.about, low, high, index.schema, max_row_bytes)
-        # Looked at again: it may have changed while it was read.
-        return (
-            found
-            if version_of(one.file.url) == one.file.version
-            else _nothing(index.schema, high - low, GONE)
-        )
-    except (DataError, OSError, pa.lib.ArrowException) as error:
-        return _nothing(index.schema, high - low, first_line(error))
+    why = ""
+    for _ in range(2):  # a moment without its store must not cost rows
+        try:
+            if version_of(one.file.url) != one.file.version:
+                return _nothing(index.schema, high - low, GONE)
+            reader = format_of(one.file.name, cursors)
+            found = reader.read(one.file, one.about, low, high, index.schema, max_row_bytes)
+            # Looked at again: it may have changed while it was read.
+            if version_of(one.file.url) != one.file.version:
+                cursors.close()
+                return _nothing(index.schema, high - low, GONE)
+            return _whole(found, high - low)
+        except MemoryError:
+            raise
+        except (DataError, OSError, pa.lib.ArrowException) as error:
+            cursors.close()
+            why = first_line(error)
+    return _nothing(index.schema, high - low, why)
+
+
+def _whole(found: Read, rows: int) -> Read:
+    """As many rows as were asked for: with fewer, those of other files would take their places.
+
+    Raises:
+        DataError: there are not.
+    """
+    if found[0].num_rows != rows:
+        raise DataError(f"{found[0].num_rows} rows where {rows} are", "start the job anew: it has changed")
+    return found
 
 
 def _nothing(schema: pa.Schema, count: int, why: str) -> Read:

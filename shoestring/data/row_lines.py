@@ -4,21 +4,31 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import msgspec
 import pyarrow as pa
 
-from shoestring.data.packed import kind_of
 from shoestring.data.row_basics import TOO_LONG, FileRows, Read, Rows, opened
+from shoestring.data.row_cursors import LineCursor, Row
 from shoestring.data.row_types import JSON_TEXT, fields_widened, type_of, widened
 from shoestring.data.sources import SourceFile
 
 CUT_ROWS = 4096
 """Rows between two places where reading may begin."""
 TEXT = "text"
+NO_END = "a quoted value has no end"
+
+
+class Line(NamedTuple):
+    """Bytes; whether they are the whole line; how many it has in the file."""
+
+    data: bytes
+    whole: bool
+    size_bytes: int
 
 
 class Lines:
@@ -26,29 +36,53 @@ class Lines:
 
     Args:
         limit_bytes: of a line.
+
+    Attributes:
+        offset: of the next line.
     """
 
     def __init__(self, stream: BinaryIO, offset: int, limit_bytes: int) -> None:
         self._stream = stream
-        self._limit_bytes = limit_bytes
+        self._again: deque[Line] = deque()
+        self.limit_bytes = limit_bytes
         self.offset = offset
 
-    def __iter__(self) -> Iterator[tuple[bytes, bool]]:
-        """(line, whether it is whole)."""
-        while line := self._stream.readline(self._limit_bytes + 1):
-            self.offset += len(line)
-            whole = line.endswith(b"\n") or len(line) <= self._limit_bytes
-            rest = line
-            while not whole and not rest.endswith(b"\n"):
-                rest = self._stream.readline(self._limit_bytes)
-                if not rest:
-                    break
-                self.offset += len(rest)
-            yield line, whole
+    def __iter__(self) -> Iterator[Line]:
+        while (line := self.next()) is not None:
+            yield line
+
+    def next(self) -> Line | None:
+        """The next line; None: there is none."""
+        line = self._again.popleft() if self._again else self._read()
+        self.offset += line.size_bytes
+        return line if line.data else None
+
+    def back(self, lines: Sequence[Line]) -> None:
+        """Lines that were the last ones are the next ones again."""
+        self._again.extendleft(reversed(lines))
+        self.offset -= sum(line.size_bytes for line in lines)
+
+    def _read(self) -> Line:
+        data = self._stream.readline(self.limit_bytes + 1)
+        whole = data.endswith(b"\n") or len(data) <= self.limit_bytes
+        size_bytes, rest = len(data), data
+        while not whole and not rest.endswith(b"\n"):
+            rest = self._stream.readline(self.limit_bytes)
+            if not rest:
+                break
+            size_bytes += len(rest)
+        return Line(data, whole, size_bytes)
 
 
 class LineRows:
-    """Files whose rows are lines, or begin and end with them; what a row means is said by subclasses."""
+    """Files whose rows are lines, or begin and end with them; what a row means is said by subclasses.
+
+    Args:
+        cursor: where an earlier read has come to.
+    """
+
+    def __init__(self, cursor: LineCursor) -> None:
+        self._cursor = cursor
 
     def scan(self, file: SourceFile, limit_bytes: int) -> FileRows:
         """See RowFormat."""
@@ -70,27 +104,22 @@ class LineRows:
         self, file: SourceFile, about: FileRows, start: int, stop: int, schema: pa.Schema, limit_bytes: int
     ) -> Read:
         """See RowFormat."""
-        _, packed = kind_of(file.name)
-        first, offset = max((cut for cut in about.cuts if cut[0] <= start), default=(0, 0))
         found = Rows()
-        with opened(file) as stream:
-            lines = Lines(stream, 0, limit_bytes)
-            self.begin(lines)
-            if packed:  # there is no way into the middle
-                first = 0
-            elif offset > lines.offset:
-                stream.seek(offset)
-            number = first
-            for record, error in self.rows(lines):
-                if number >= start:
-                    found.add(self.values(record, schema) if record else record, error)
-                number += 1
-                if number >= stop:
-                    break
+        for record, error in self._cursor.read(self, file, about, start, stop, limit_bytes):
+            found.add(self.values(record, schema) if record else record, error)
         missing = (stop - start) - len(found.records)
         for _ in range(missing):
             found.add(None, "the file has changed: this row is not there any more")
         return found.table(schema), found.errors
+
+    def rows_from(self, stream: BinaryIO, offset: int, limit_bytes: int) -> Iterator[Row]:
+        """See Lined."""
+        lines = Lines(stream, 0, limit_bytes)
+        self.begin(lines)
+        if offset > lines.offset:
+            stream.seek(offset)
+            lines.offset = offset
+        yield from self.rows(lines)
 
     def begin(self, lines: Lines) -> int:
         """Read what comes before the rows; returns the offset of the first."""
@@ -108,7 +137,7 @@ class LineRows:
         """A row's values as the columns want them."""
         return record
 
-    def rows(self, lines: Lines) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    def rows(self, lines: Lines) -> Iterator[Row]:
         """Each row, or what is wrong with it."""
         raise NotImplementedError
 
@@ -116,15 +145,15 @@ class LineRows:
 class JsonRows(LineRows):
     """A record a line; blank lines are none."""
 
-    def rows(self, lines: Lines) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    def rows(self, lines: Lines) -> Iterator[Row]:
         """See LineRows."""
-        for line, whole in lines:
+        for line, whole, _ in lines:
             if not whole:
                 yield None, TOO_LONG
             elif line.strip():
                 yield self._record(line)
 
-    def _record(self, line: bytes) -> tuple[dict[str, Any] | None, str]:
+    def _record(self, line: bytes) -> Row:
         try:
             record = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -139,9 +168,9 @@ class TextRows(LineRows):
         """See LineRows."""
         return {TEXT: pa.string()}
 
-    def rows(self, lines: Lines) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    def rows(self, lines: Lines) -> Iterator[Row]:
         """See LineRows."""
-        for line, whole in lines:
+        for line, whole, _ in lines:
             if not whole:
                 yield None, TOO_LONG
                 continue
@@ -153,17 +182,18 @@ class TextRows(LineRows):
 
 class CsvRows(LineRows):
     """Values by commas, quoted where needed; the first row names the columns. A quoted value may hold line
-    ends."""
+    ends. Where it has no end, its first line is an error, and those after it are rows of their own."""
 
-    def __init__(self) -> None:
+    def __init__(self, cursor: LineCursor) -> None:
+        super().__init__(cursor)
         self._names: list[str] = []
 
     def begin(self, lines: Lines) -> int:
         """See LineRows."""
-        for line, _ in lines:
-            head = line.decode("utf-8-sig", "replace")
+        line = lines.next()
+        if line is not None:
+            head = line.data.decode("utf-8-sig", "replace")
             self._names = next(csv.reader([head]), [])
-            break
         if len(set(self._names)) != len(self._names):
             raise ValueError(f"two columns have one name: {', '.join(self._names)}")
         return lines.offset
@@ -172,24 +202,39 @@ class CsvRows(LineRows):
         """See LineRows."""
         return {name: fields[name] if name in fields else pa.string() for name in self._names}
 
-    def rows(self, lines: Lines) -> Iterator[tuple[dict[str, Any] | None, str]]:
+    def rows(self, lines: Lines) -> Iterator[Row]:
         """See LineRows."""
-        held = b""
-        for line, whole in lines:
-            if not whole:
-                held = b""
+        # No value is longer than its row; the reader's own bound is for all of the process.
+        csv.field_size_limit(max(csv.field_size_limit(), lines.limit_bytes + 1))
+        for line in lines:
+            if not line.whole:
                 yield None, TOO_LONG
-                continue
-            held += line
-            if held.count(b'"') % 2:  # a value goes on in the next line
-                continue
-            row, held = held, b""
-            if row.strip():
-                yield self._record(row)
-        if held:
-            yield None, "a quoted value has no end"
+            elif quotes_after(line.data, QUOTES_CLOSED) == QUOTES_OPEN:
+                yield self._over_lines(line, lines)
+            elif line.data.strip():
+                yield self._record(line.data)
 
-    def _record(self, row: bytes) -> tuple[dict[str, Any] | None, str]:
+    def _over_lines(self, first: Line, lines: Lines) -> Row:
+        """The row whose last value goes on in the next line."""
+        held, size_bytes, quotes, error = [first], first.size_bytes, QUOTES_OPEN, ""
+        while quotes == QUOTES_OPEN and not error:
+            line = lines.next()
+            if line is None:
+                error = NO_END
+                break
+            held.append(line)
+            size_bytes += line.size_bytes
+            quotes = quotes_after(line.data, QUOTES_OPEN)
+            if not line.whole or size_bytes > lines.limit_bytes + 1:
+                error = f"{TOO_LONG}, or {NO_END}"
+        if quotes == QUOTES_BROKEN:
+            error = NO_END
+        if not error:
+            return self._record(b"".join(line.data for line in held))
+        lines.back(held[1:])
+        return None, error
+
+    def _record(self, row: bytes) -> Row:
         try:
             values = next(csv.reader([row.decode("utf-8").rstrip("\r\n")]))
         except (UnicodeDecodeError, csv.Error) as error:
@@ -216,6 +261,42 @@ class CsvRows(LineRows):
             name: readers[name](value) if name in readers and value is not None else value
             for name, value in record.items()
         }
+
+
+QUOTES_CLOSED, QUOTES_OPEN, QUOTES_BROKEN = 0, 1, 2
+
+
+def quotes_after(line: bytes, quotes: int) -> int:
+    """Whether a quoted value goes on after a line.
+
+    A quote opens a value only at its beginning; elsewhere it is text (`5" pipe`). Broken: the value from the
+    lines before ends in the midst of text (`"x` in one line, `2,"y"` in the next), so that its own quote was
+    a stray one.
+
+    Args:
+        quotes: `QUOTES_OPEN` where the line goes on with a value of the lines before, else `QUOTES_CLOSED`.
+    """
+    goes_on = inside = quotes == QUOTES_OPEN
+    at = 0
+    if not inside and line.startswith(b'"'):
+        inside, at = True, 1
+    while True:
+        if not inside:
+            at = line.find(b',"', at)
+            if at < 0:
+                return QUOTES_CLOSED
+            inside, at = True, at + 2
+            continue
+        at = line.find(b'"', at)
+        if at < 0:
+            return QUOTES_OPEN
+        after = line[at + 1 : at + 2]
+        if after == b'"':  # two stand for one
+            at += 2
+            continue
+        if goes_on and after not in (b",", b"\r", b"\n", b""):
+            return QUOTES_BROKEN
+        inside, goes_on, at = False, False, at + 1
 
 
 _READERS: Mapping[pa.DataType, Callable[[str], Any]] = MappingProxyType(

@@ -19,7 +19,10 @@ from shoestring.base.errors import DataError
 
 FOREIGN_FOLDERS = frozenset({"site-packages", "dist-packages", "__pycache__"})
 TEST_FOLDERS = frozenset({"test", "tests", "idle_test"})
-_VERSION_KEYS = ("mtime", "ETag", "etag", "LastModified", "last_modified", "updated")
+_VERSION_KEYS = (
+    "mtime", "ETag", "etag", "LastModified", "last_modified", "Last-Modified", "updated", "modify",
+    "modificationTime",
+)  # fmt: skip
 
 
 class SourceConfig(Config):
@@ -58,10 +61,10 @@ class SourceFile:
     """A file of the data.
 
     Attributes:
-        name: its path below the root of its pattern: the identity that decides about held-out, the same
-            on every machine.
+        name: its path below the root of its pattern, and of so many folders above as make it unique: the
+            identity that decides about held-out, the same on every machine.
         url: where to open it; unique.
-        version: changes when the file does (time of modification or entity tag).
+        version: changes when the file does (its size, and time of modification or entity tag).
         part: None: all of it.
     """
 
@@ -97,13 +100,13 @@ def find_files(config: SourceConfig) -> tuple[SourceFile, ...]:
 
 
 def files_of(patterns: Sequence[str]) -> tuple[SourceFile, ...]:
-    """All files that match, sorted by name; empty ones, too.
+    """All files that match, sorted by name; empty ones, too. Each is there once, and has a name of its own.
 
     Raises:
         DataError: when a pattern matches nothing or cannot be looked up.
     """
     found = {file.url: file for pattern in reversed(patterns) for file in _matches(pattern)}
-    return tuple(sorted(found.values(), key=lambda file: (file.name, file.url)))
+    return tuple(sorted(_told_apart(list(found.values())), key=lambda file: (file.name, file.url)))
 
 
 def version_of(url: str) -> str:
@@ -117,6 +120,32 @@ def version_of(url: str) -> str:
         return _version(system.info(path))
     except FileNotFoundError:
         return ""
+
+
+def _told_apart(files: list[SourceFile]) -> list[SourceFile]:
+    """With folders before those names that several files have, until no two are equal; others stay."""
+    by_name: dict[str, list[SourceFile]] = {}
+    for file in files:
+        by_name.setdefault(file.name, []).append(file)
+    taken = {name for name, same in by_name.items() if len(same) == 1}
+    found = [same[0] for same in by_name.values() if len(same) == 1]
+    for _, same in sorted((name, same) for name, same in by_name.items() if len(same) > 1):
+        most = max(file.url.count("/") for file in same) + 1
+        for more in range(1, most + 1):
+            names = [_longer(file, more) for file in same]
+            if len(set(names)) == len(names) and taken.isdisjoint(names):
+                break
+        else:
+            names = [file.url for file in same]
+        taken.update(names)
+        found += [replace(file, name=name) for file, name in zip(same, names, strict=True)]
+    return found
+
+
+def _longer(file: SourceFile, more: int) -> str:
+    """The name with that many folders before it; where there are not so many, all there is."""
+    folders = file.url.removesuffix(file.name).rstrip("/").split("/")
+    return "/".join([*folders[-more:], file.name]) if more < len(folders) else file.url
 
 
 def standard_library(root: str, include_tests: bool) -> list[SourceFile]:
@@ -134,7 +163,7 @@ def standard_library(root: str, include_tests: bool) -> list[SourceFile]:
             if os.path.isfile(path):
                 about = os.stat(path)
                 name = os.path.relpath(path, root).replace(os.sep, "/")
-                found.append(SourceFile(name, path, about.st_size, str(about.st_mtime_ns)))
+                found.append(SourceFile(name, path, about.st_size, f"{about.st_mtime_ns}:{about.st_size}"))
     if not found:
         raise DataError(
             f"this Python has no source of its standard library in {root}",
@@ -192,6 +221,7 @@ def _matches(pattern: str) -> list[SourceFile]:
             found = system.find(root, detail=True)
         else:
             found, root = {path: system.info(path)}, _parent(path)
+        files = [_source_file(system, path, about, root) for path, about in found.items()]
     except FileNotFoundError as error:
         raise _nothing(pattern) from error
     except (OSError, ValueError, ImportError) as error:
@@ -199,7 +229,6 @@ def _matches(pattern: str) -> list[SourceFile]:
             f"cannot look up the data {pattern!r}: {error}",
             "check the address, your rights there, and that the package for that kind of URL is installed",
         ) from error
-    files = [_source_file(system, path, about, root) for path, about in found.items()]
     present = [file for file in files if file is not None]
     if not present:
         raise _nothing(pattern)
@@ -216,15 +245,19 @@ def _nothing(pattern: str) -> DataError:
 def _source_file(system: Any, path: str, about: dict[str, Any], root: str) -> SourceFile | None:
     if about["type"] != "file" and not (about["type"] == "link" and system.isfile(path)):
         return None
+    if about["size"] is None:  # a listing that says little, as of HTTP
+        about = system.info(path)
     name = path[len(root) :].lstrip("/") if path.startswith(root) else path
     version = _version(about)
     local = "file" in (system.protocol if isinstance(system.protocol, tuple) else (system.protocol,))
-    url = path if local else str(system.unstrip_protocol(path))
+    url = os.path.normpath(path) if local else str(system.unstrip_protocol(path))
     return SourceFile(name, url, int(about["size"] or 0), version)
 
 
 def _version(about: dict[str, Any]) -> str:
-    return next((str(about[key]) for key in _VERSION_KEYS if key in about), "")
+    # The size as well: not every store tells a time or a tag, and a time may be coarse.
+    stamp = next((str(about[key]) for key in _VERSION_KEYS if key in about), "")
+    return f"{stamp}:{about['size']}"
 
 
 def _fixed_folder(pattern: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypeVar
 
 import msgspec
@@ -14,8 +15,9 @@ import msgspec
 from shoestring.base.errors import RunError
 from shoestring.base.files import write_whole
 from shoestring.data.row_index import RowIndex
-from shoestring.fleet.rundirs import About
+from shoestring.fleet.rundirs import ABOUT, About
 from shoestring.infer.config import InferConfig
+from shoestring.infer.prepared import PREPARED
 from shoestring.infer.rehearsal import Rehearsal
 
 T = TypeVar("T")
@@ -23,6 +25,8 @@ T = TypeVar("T")
 JOB, INDEX, TRIAL = "job.json", "rows.index", "trial.bin"
 SAME_STAGE = ("name", "kind", "uses", "options", "after", "keep", "columns")
 """Settings of a stage that decide about its output; the others decide how fast it comes."""
+BESIDE = (".data", "_data")
+"""What the name of an ONNX file's weights ends with, where they lie in a file of their own."""
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -42,9 +46,43 @@ class Identity(msgspec.Struct, frozen=True):
 
 
 def job_fingerprint(config: InferConfig, index: RowIndex) -> str:
-    """The same for the same rows through the same stages into the same columns."""
-    stages = [{key: getattr(stage, key) for key in SAME_STAGE} for stage in config.stages]
+    """The same for the same rows through the same stages, with the same models, into the same columns."""
+    stages = [
+        {key: getattr(stage, key) for key in SAME_STAGE} | {"model": model_version(stage.uses)}
+        for stage in config.stages
+    ]
     return _digest(source_fingerprint(config, index), stages, config.seed)
+
+
+def model_version(uses: str) -> list[tuple[str, int, int]]:
+    """(name, bytes, time of modification in ns) of the files of a model; empty for code and names.
+
+    Of one of our runs only its newest checkpoint: its record grows without changing the model.
+    """
+    path = Path(uses)
+    if not uses or path.suffix == ".py":
+        return []
+    if (path / ABOUT).is_file():
+        newest = max((path / "checkpoints").glob("step-????????"), default=path / "checkpoints")
+        files = [path / PREPARED, *newest.rglob("*")]
+    elif path.is_dir():
+        files = [one for one in path.rglob("*") if _of_model(one.relative_to(path))]
+    else:
+        files = [path, *(path.with_name(path.name + end) for end in BESIDE)]
+    found = []
+    for one in files:
+        try:
+            about = one.stat()
+        except OSError:  # not there, or gone since
+            continue
+        if S_ISREG(about.st_mode):
+            found.append((one.relative_to(path.parent).as_posix(), about.st_size, about.st_mtime_ns))
+    return sorted(found)
+
+
+def _of_model(name: Path) -> bool:
+    """No code, which may be mended within a job, and nothing hidden, as of Git."""
+    return name.suffix not in (".py", ".pyc") and not any(part.startswith(".") for part in name.parts)
 
 
 def source_fingerprint(config: InferConfig, index: RowIndex) -> str:

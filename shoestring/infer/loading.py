@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pyarrow as pa
 
-from shoestring.data.row_groups import RowGroups
+from shoestring.data.row_cursors import Cursors
 from shoestring.data.row_index import RowIndex, read_rows
 from shoestring.infer.shared import Segments
 from shoestring.infer.telling import Meter
@@ -23,7 +23,7 @@ class Loader:
         self._segments = segments
         self._max_row_bytes = max_row_bytes
         self._meter = meter
-        self._groups = RowGroups()
+        self._cursors = Cursors()
 
     def do(self, order: Load) -> Loaded:
         """Rows of many small files come as one table, those that cannot be read as nulls with an error.
@@ -32,20 +32,20 @@ class Loader:
             MemoryError: the rows do not fit.
         """
         self._meter.start()
-        before = self._groups.beyond_rows
+        before = self._cursors.beyond_rows
         try:
-            table, errors = read_rows(self._index, order.ranges, self._max_row_bytes, self._groups)
+            table, errors = read_rows(self._index, order.ranges, self._max_row_bytes, self._cursors)
         except BaseException:
-            self._groups.close()  # what it holds may be what there is no room for
+            self._cursors.close()  # what it holds may be what there is no room for
             raise
         table = merged(table)
         size_bytes = self._segments.write(order.segment, table)
-        beyond = self._groups.beyond_rows - before
+        beyond = self._cursors.beyond_rows - before
         return Loaded(order.task, table.num_rows, size_bytes, errors, self._meter.cost(), beyond)
 
     def close(self) -> None:
         """Let go of what is open."""
-        self._groups.close()
+        self._cursors.close()
 
 
 def merged(table: pa.Table) -> pa.Table:
