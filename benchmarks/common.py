@@ -54,6 +54,23 @@ def machine() -> dict[str, Any]:
     }
 
 
+def other_machine(of: dict[str, Any], here: dict[str, Any]) -> str:
+    """In what the machine of a measurement differs from this one; empty: in nothing that is recorded.
+
+    Args:
+        of, here: see `machine`. Load, Python and a little memory come and go on the same machine.
+    """
+    differs = []
+    for key in ("system", "cpu", "cores", "memory_bytes", "gpus"):
+        old, new = (one[key] if key in one else None for one in (of, here))
+        if key == "memory_bytes" and None not in (old, new):
+            if round(old / 2**30) != round(new / 2**30):
+                differs.append(f"memory {old / 2**30:.0f} GiB, here {new / 2**30:.0f} GiB")
+        elif old != new:
+            differs.append(f"{key} {old}, here {new}")
+    return "; ".join(differs)
+
+
 def _gpus() -> list[str]:
     if shutil.which("nvidia-smi") is None:
         return []

@@ -16,13 +16,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from benchmarks.common import RESULTS, commit, end_in_order, finish
+from benchmarks.common import RESULTS, commit, end_in_order, finish, machine, other_machine
 from benchmarks.infer import even, faults, peers, pipeline, ray_faults, regroup, rows
 from benchmarks.lab import require
 
 KEYS = (
     "pipeline_vs_naive", "regroup_vs_naive", "vs_ray_uniform", "vs_ray_skewed", "ledger_vs_even",
-    "missing_ids", "duplicate_ids", "redone_share", "generate_vs_static",
+    "vs_best_uniform", "missing_ids", "duplicate_ids", "wrong_values", "fault_runs_failed", "redone_share",
+    "generate_vs_static",
 )  # fmt: skip
 Found = dict[str, Any]
 
@@ -35,12 +36,14 @@ class Part:
         measure: (quick, rounds, number of the first round, what is known from before) -> samples.
         figures: samples -> figures.
         rounds, quick_rounds: that it has by itself; 0: none unless asked for.
+        broken: samples -> why the benchmark must not end well with them; empty: all is well.
     """
 
     measure: Callable[[bool, int, int, Found | None], Found]
     figures: Callable[[Found], dict[str, Any]]
     rounds: int
     quick_rounds: int
+    broken: Callable[[Found], str] = lambda found: ""
 
 
 def _generate(quick: bool, count: int, first: int, known: Found | None) -> Found:
@@ -83,6 +86,7 @@ PARTS: dict[str, Part] = {
     "faults": Part(
         lambda quick, count, first, known: faults.measure(quick, count, first),
         lambda found: faults.figures(found["runs"]), faults.FULL, faults.QUICK,
+        lambda found: faults.broken(found["runs"]),
     ),
     "ray-faults": Part(
         lambda quick, count, first, known: ray_faults.measure(quick, count, first),
@@ -129,14 +133,45 @@ def main() -> None:
             continue
         with contextlib.redirect_stdout(None):  # the last line is for the end
             _write(samples, options.quick)
+    for part, told in elsewhere(samples, machine()).items():
+        print(f"{part} was measured elsewhere: {told}")
     _write(samples, options.quick)
-    if lost:
-        raise SystemExit(f"failed: {', '.join(lost)}")
+    if why := wrong(samples, chosen, lost):
+        raise SystemExit(f"failed: {why}")
+
+
+def wrong(samples: dict[str, Found], chosen: list[str], lost: list[str]) -> str:
+    """Why the benchmark must not end well; empty: all is well.
+
+    Args:
+        chosen: the parts that were to be measured; lost: those of them that could not be.
+    """
+    found = [*lost]
+    for part in chosen:
+        if part in samples and part not in lost and (why := PARTS[part].broken(samples[part])):
+            found.append(f"{part} ({why})")
+    return ", ".join(found)
+
+
+def elsewhere(samples: dict[str, Found], here: dict[str, Any]) -> dict[str, str]:
+    """Part -> when it was measured, and in what that machine differs from this one, or that it was not
+    recorded; only parts with rounds that are not known to be of this machine."""
+    told: dict[str, str] = {}
+    for part, found in samples.items():
+        lines = []
+        for one in [*(found["earlier"] if "earlier" in found else []), found]:
+            if why := other_machine(one["machine"], here) if "machine" in one else "not recorded":
+                lines.append(f"{one['taken'] if 'taken' in one else 'no date'}: {why}")
+        if lines:
+            told[part] = "; and ".join(lines)
+    return told
 
 
 def _measured(about: Part, quick: bool, count: int, before: Found | None) -> Found:
     first = 1 + max((_number(run) for run in before["runs"]), default=-1) if before else 0
+    here = machine()  # before the work: that is not load
     found = about.measure(quick, count, first, before)
+    found["machine"] = here
     found["taken"] = f"{commit()[:8]}, {datetime.now(UTC):%Y-%m-%d %H:%M}"
     about.figures(found)  # here, not at the end, if it cannot
     return joined(before, found) if before else found
@@ -146,11 +181,12 @@ def _write(samples: dict[str, Found], quick: bool) -> None:
     figures: dict[str, Any] = dict.fromkeys(KEYS)
     for part, found in samples.items():
         figures |= PARTS[part].figures(found)
+    figures["parts_measured_elsewhere"] = sorted(elsewhere(samples, machine()))
     finish("infer", {"quick": quick, "parts": sorted(samples)}, samples, figures)
 
 
 def joined(before: Found, found: Found) -> Found:
-    """The runs of both; all else as it was found now.
+    """The runs of both; all else as it was found now. `earlier`: when and on what the others were measured.
 
     Raises:
         SystemExit: the two were measured in another setting.
@@ -162,6 +198,8 @@ def joined(before: Found, found: Found) -> Found:
     if json.dumps(settings[0]) != json.dumps(settings[1]):
         raise SystemExit(f"recorded with {settings[0]}, now {settings[1]}: measure the part anew")
     together = {**found, "runs": before["runs"] + found["runs"], "failed": before["failed"] | found["failed"]}
+    earlier = before["earlier"] if "earlier" in before else []
+    together["earlier"] = [*earlier, {key: before[key] for key in ("taken", "machine") if key in before}]
     if "fixed" in found:
         together["fixed"] = before["fixed"] + found["fixed"]
     return together

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -81,6 +82,24 @@ def ids_of(folder: Path, total: int, column: str = "id") -> Ids:
         if "error" in table.schema.names:
             errors += len(table) - table.column("error").null_count
     return compare(np.concatenate(found) if found else np.empty(0, np.int64), total, errors)
+
+
+def wrong_values(
+    folder: Path, value: Callable[[NDArray[np.int64]], NDArray[np.float64]], column: str = "value"
+) -> int:
+    """Rows whose `column` is not `value(id)`; rows with an error have none and are not looked at.
+
+    Raises:
+        PartError: a file cannot be read.
+    """
+    wrong = 0
+    for table in tables(folder):
+        if "error" in table.schema.names:
+            table = table.filter(pc.is_null(table.column("error")))
+        # A value that is null is none that the stage computes: nan, equal to nothing.
+        found = pc.fill_null(table.column(column).cast(pa.float64()), float("nan")).to_numpy()
+        wrong += int((found != value(table.column("id").to_numpy())).sum())
+    return wrong
 
 
 class Same:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from benchmarks.infer.diary import Diary
 from benchmarks.infer.grind import Grind
@@ -86,11 +88,25 @@ class Compute:
         self._diary.close()
 
 
-class Wait:
-    """A value for each row after a wait: for jobs that are killed, not timed."""
+LEAK_BYTES = 256 << 20
 
-    def __init__(self, diary: str = "", row_s: float = 0.002) -> None:
-        self._path, self._row_s = diary, row_s
+
+class Wait:
+    """A value for each row after a wait: for jobs that are killed, not timed.
+
+    Args:
+        leak: a file; the process that finds it there takes it away, and LEAK_BYTES that it never gives back.
+            Empty: none.
+    """
+
+    def __init__(self, diary: str = "", row_s: float = 0.002, leak: str = "") -> None:
+        self._path, self._row_s, self._leak = diary, row_s, leak
+        self._kept: list[Any] = []
+
+    @staticmethod
+    def value(ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of rows."""
+        return ids * 2.0
 
     def setup(self, context: Any) -> None:
         """In the process that computes."""
@@ -100,8 +116,12 @@ class Wait:
         ids = np.asarray(batch["id"])
         self._diary.begin()
         self._diary.end(len(ids), ids)  # before the work: what a kill cuts short was begun
+        if self._leak:
+            with contextlib.suppress(FileNotFoundError):  # of those that see it, one removes it
+                os.unlink(self._leak)
+                self._kept.append(np.ones(LEAK_BYTES, np.uint8))
         time.sleep(self._row_s * len(ids))
-        return {"value": ids * 2.0}
+        return {"value": self.value(ids)}
 
 
 class Double:

@@ -17,6 +17,11 @@ CLOCK = "shoestring/base/clock.py"
 TORCH_PACKAGES = {"parallel", "models", "train", "infer", "evaluate", "jobs"}
 BASE_PACKAGES = set(sys.stdlib_module_names) | {"pydantic", "pydantic_core", "msgspec"}
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+ROW_PACKAGES = {"infer", "data", "fleet"}
+PICKLING_IMPORTS = ("multiprocessing", "torch.multiprocessing", "copyreg", "jsonpickle", "cloudpickle")
+PICKLING_CALLS = re.compile(
+    r"(^torch\.save|(^|\.)(to_pickle|read_pickle|ProcessPoolExecutor|\w*_object(_list)?))$"
+)
 MUTABLE_CALLS = {"list", "dict", "set", "bytearray", "defaultdict", "deque", "Counter", "OrderedDict"}
 MUTATORS = {"append", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "remove", "clear"}
 SETTINGS_NAMES = re.compile(r"(config|settings|options|cfg|conf)$")
@@ -163,18 +168,32 @@ def names_without_units(source: Source) -> Iterator[str]:
 def unpickling(source: Source) -> Iterator[str]:
     """Nothing unpickles what it did not write: no pickle, torch.load only of weights, no eval."""
     for node, name in imports_of(source):
-        if name.split(".")[0] in UNPICKLERS:
+        if name.split(".")[0] in UNPICKLERS or name in ("torch.load", "torch.serialization.load"):
             yield f"{source.place(node)}: import of {name}"
     for node in ast.walk(source.tree):
         if not isinstance(node, ast.Call):
             continue
         function = dotted(node.func)
-        if function == "torch.load" and not _has_true(node, "weights_only"):
+        if function in ("torch.load", "torch.serialization.load") and not _has_true(node, "weights_only"):
             yield f"{source.place(node)}: torch.load without weights_only=True"
         if function in ("np.load", "numpy.load") and _has_true(node, "allow_pickle"):
             yield f"{source.place(node)}: numpy.load with allow_pickle"
         if function in ("eval", "exec", "yaml.load", "yaml.unsafe_load"):
             yield f"{source.place(node)}: {function}"
+
+
+def rows_that_are_pickled(source: Source) -> Iterator[str]:
+    """Rows, tensors and messages cross between processes as Arrow and msgpack: in infer, data and fleet
+    nothing pickles, and there are no queues, pipes, pools and collectives that do."""
+    if source.parts[1] not in ROW_PACKAGES:
+        return
+    for node, name in imports_of(source):
+        pickles = any(f"{name}.".startswith(f"{one}.") for one in PICKLING_IMPORTS)
+        if pickles or PICKLING_CALLS.search(name):
+            yield f"{source.place(node)}: import of {name}"
+    for node in ast.walk(source.tree):
+        if isinstance(node, ast.Call) and PICKLING_CALLS.search(dotted(node.func)):
+            yield f"{source.place(node)}: {dotted(node.func)}"
 
 
 def listening_to_the_world(source: Source) -> Iterator[str]:

@@ -88,10 +88,25 @@ RULES = (
     Rule(
         checks.unpickling,
         PRODUCT,
-        ("import pickle", "torch.load(f)", "torch.load(f, weights_only=False)",
-         "np.load(f, allow_pickle=True)", "eval('1')"),
+        ("import pickle", "import dill", "from joblib import load", "import marshal, shelve", "torch.load(f)",
+         "torch.load(f, weights_only=False)", "from torch import load", "np.load(f, allow_pickle=True)",
+         "def f():\n    import cloudpickle", "eval('1')"),
         ("torch.load(f, weights_only=True)", "np.load(f)", "model.eval()"),
     ),
+    *(
+        Rule(
+            checks.rows_that_are_pickled,
+            PRODUCT,
+            ("from multiprocessing import Queue", "import torch.multiprocessing as mp", "torch.save(x, f)",
+             "from concurrent.futures import ProcessPoolExecutor", "dist.broadcast_object_list(rows)",
+             "dist.all_gather_object(rows, x)", "table.to_pandas().to_pickle(f)", "from torch import save"),
+            ("from concurrent.futures import ThreadPoolExecutor", "np.save(f, x)", "dist.broadcast(x)",
+             "tensorfiles.save(x)", "import queue"),
+            f"shoestring/{package}/thing.py",
+        )
+        for package in sorted(checks.ROW_PACKAGES)
+    ),
+    Rule(checks.rows_that_are_pickled, PRODUCT, (), ("torch.save(x, f)",), "shoestring/train/thing.py"),
     Rule(
         checks.listening_to_the_world,
         PRODUCT,

@@ -39,17 +39,17 @@ def model(tokenizer: TextTokenizer) -> MoeLM:
     return MoeLM(tiny_moe(tokenizer.vocab_size, 128, rope_theta=10_000.0), seed=5).eval()
 
 
-@pytest.fixture
-def run_dir(tmp_path: Path, model: MoeLM, tokenizer: TextTokenizer) -> Path:
-    path = tmp_path / "mine-1"
+def make_run(folder: Path, model: MoeLM, tokenizer: TextTokenizer) -> Path:
+    """The directory of a run that has this model as its checkpoint."""
+    path = folder / "mine-1"
     path.mkdir()
     (path / ABOUT).write_bytes(msgspec.json.encode(About("mine-1", "mine", "pretrain", 0.0)))
-    tokenizer.save(tmp_path / "words.json")
+    tokenizer.save(folder / "words.json")
     prepared = {
         "settings": {"job": "pretrain", "model": model.config.model_dump()},
         "train_dir": "",
         "heldout_dir": "",
-        "tokenizer": str(tmp_path / "words.json"),
+        "tokenizer": str(folder / "words.json"),
     }
     (path / PREPARED).write_text(json.dumps(prepared))
     keeper = DiskKeeper(path / "checkpoints", keep=1)
@@ -59,6 +59,11 @@ def run_dir(tmp_path: Path, model: MoeLM, tokenizer: TextTokenizer) -> Path:
     sizes = {one.name: (one.stat().st_size, hashlib.sha256(one.read_bytes()).hexdigest()) for one in files}
     keeper.commit(Manifest(3, 0.0, b"", sizes))
     return path
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path, model: MoeLM, tokenizer: TextTokenizer) -> Path:
+    return make_run(tmp_path, model, tokenizer)
 
 
 def stage(path: Path, **options: Any) -> Any:
