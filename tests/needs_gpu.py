@@ -1,4 +1,4 @@
-"""What the tests of this folder share."""
+"""What tests need that run on a real GPU."""
 
 from __future__ import annotations
 

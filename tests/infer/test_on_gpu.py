@@ -18,7 +18,7 @@ from shoestring.infer.batch import Batch, StageContext
 from shoestring.infer.config import StageConfig
 from shoestring.infer.stages import load_stage
 from tests.commands.journeys import shoestring
-from tests.gpu.needs import needs_gpu
+from tests.needs_gpu import needs_gpu
 
 pytestmark = needs_gpu
 ROWS = 4000

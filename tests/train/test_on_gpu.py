@@ -16,7 +16,7 @@ from shoestring.fleet.launch import Launch
 from shoestring.train.config import ShardingConfig, TrainConfig
 from shoestring.train.schedules import ScheduleConfig
 from tests.commands.journeys import shoestring, tiny_sets, write_texts
-from tests.gpu.needs import needs_gpu
+from tests.needs_gpu import needs_gpu
 from tests.train.fleets import final_state, make_launch, run
 from tests.train.test_counting_under_kills import ChaosHost, run_under
 
