@@ -17,6 +17,8 @@ from shoestring.base.errors import ConfigError
 from shoestring.base.files import write_whole
 
 KINDS = ("cpu", "cuda")
+CGROUPS = Path("/sys/fs/cgroup")
+LEAST_BYTES = 1 << 20
 PROBE_AGAIN = "run `shoestring probe` again, or mend the file at that place"
 
 
@@ -258,8 +260,8 @@ def usable_cores() -> int:
     """Cores that this process may run on, less what a container's quota takes away."""
     cores = len(os.sched_getaffinity(0))
     for path, read in (
-        (Path("/sys/fs/cgroup/cpu.max"), _quota_v2),
-        (Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us"), _quota_v1),
+        (CGROUPS / "cpu.max", _quota_v2),
+        (CGROUPS / "cpu/cpu.cfs_quota_us", _quota_v1),
     ):
         if path.exists():
             quota = read(path)
@@ -267,12 +269,27 @@ def usable_cores() -> int:
     return cores
 
 
-def usable_memory_bytes() -> int:
-    """Memory that can still be used without swapping (MemAvailable)."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("/proc/meminfo has no MemAvailable")
+def usable_memory_bytes(meminfo: Path = Path("/proc/meminfo"), groups: Path = CGROUPS) -> int:
+    """Memory that can still be used without swapping: the machine's (MemAvailable), and no more than a
+    container's limit leaves, but 1 MiB at least.
+
+    Args:
+        meminfo, groups: where Linux tells of the machine's memory, and of a container's limits.
+
+    Raises:
+        OSError: `meminfo` does not say.
+    """
+    machine_bytes = _field(meminfo, "MemAvailable:")
+    if machine_bytes is None:
+        raise OSError(f"{meminfo} has no MemAvailable")
+    found = [machine_bytes * 1024]
+    for limit, used, cache in (
+        (groups / "memory.max", "memory.current", "inactive_file"),
+        (groups / "memory/memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        if limit.exists() and (text := limit.read_text().strip()) != "max":
+            found.append(int(text) - _held_bytes(limit.parent, used, cache))
+    return max(LEAST_BYTES, min(found))
 
 
 def _quota_v2(path: Path) -> float:
@@ -283,3 +300,21 @@ def _quota_v2(path: Path) -> float:
 def _quota_v1(path: Path) -> float:
     quota = int(path.read_text())
     return quota / int((path.parent / "cpu.cfs_period_us").read_text()) if quota > 0 else 0.0
+
+
+def _held_bytes(group: Path, used: str, cache: str) -> int:
+    """What a container holds, without the files' pages that the kernel gives up first. 0: not known."""
+    if not (group / used).exists():
+        return 0
+    held_bytes = int((group / used).read_text())
+    stat = group / "memory.stat"
+    return max(0, held_bytes - ((_field(stat, cache) or 0) if stat.exists() else 0))
+
+
+def _field(path: Path, name: str) -> int | None:
+    """The number behind a name, in a file of such lines."""
+    for line in path.read_text().splitlines():
+        words = line.split()
+        if words and words[0] == name:
+            return int(words[1])
+    return None

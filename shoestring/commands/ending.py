@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -21,6 +22,7 @@ def conclude(
     as_json: bool,
     resumes: bool,
     said: Sequence[str] = (),
+    facts: Mapping[str, Any] | None = None,
 ) -> int:
     """Write the page, and say how it ended and where everything is; returns the exit code.
 
@@ -29,6 +31,7 @@ def conclude(
         made: what it has made -> where that is, for `as_json`.
         resumes: whether `shoestring resume` is what to do next.
         said: lines about it for a person.
+        facts: its result, where no run is at hand that has it in its record.
     """
     page = write_page(run_dir) if run_dir is not None else None
     if as_json:
@@ -38,7 +41,7 @@ def conclude(
             **made,
             "report": str(page or ""),
             "exit_code": outcome.exit_code,
-            "result": results[-1] if results else {},
+            "result": results[-1] if results else dict(facts or {}),
         }
         print_json(asdict(outcome) | where)
         return outcome.exit_code

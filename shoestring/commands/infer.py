@@ -9,10 +9,9 @@ from shoestring.base.config import load_config, read_toml
 from shoestring.base.errors import ConfigError
 from shoestring.commands.common import INFER, print_json
 from shoestring.commands.ending import conclude
-from shoestring.fleet.launch import Outcome
 from shoestring.fleet.rundirs import About
 from shoestring.infer.config import InferConfig, StageConfig
-from shoestring.infer.runs import dry_run, run_job
+from shoestring.infer.runs import Ended, dry_run, run_job
 from shoestring.infer.runs import resume as resume_job
 from shoestring.report.shard_terminal import ShardView
 
@@ -49,7 +48,7 @@ def infer(
             return 0
         recipe = job.stem if job is not None and job.stem.isidentifier() else INFER
         ended = run_job(config, recipe, name, runs_dir, clock, view)
-    return _conclude(ended.run_dir, ended.outcome, config, as_json)
+    return _conclude(ended, config, as_json)
 
 
 def job_config(
@@ -92,9 +91,10 @@ def resume(
         view.begin(run_dir.name)
         view.say(f"resuming {run_dir.name}")
         outcome = resume_job(config, about, run_dir, SystemClock(), view)
-    return _conclude(run_dir, outcome, config, as_json)
+    return _conclude(Ended(run_dir, outcome), config, as_json)
 
 
-def _conclude(run_dir: Path | None, outcome: Outcome, config: InferConfig, as_json: bool) -> int:
-    resumes = outcome.status != "finished"
-    return conclude(run_dir, outcome, {"output": config.sink.path}, as_json, resumes)
+def _conclude(ended: Ended, config: InferConfig, as_json: bool) -> int:
+    resumes = ended.outcome.status != "finished"
+    made = {"output": config.sink.path}
+    return conclude(ended.run_dir, ended.outcome, made, as_json, resumes, facts=ended.facts)

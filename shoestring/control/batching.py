@@ -40,6 +40,7 @@ class Sizing:
         home: the size that was best so far; 0: none yet.
         home_rates, rates: items per second of batches of that size, and of this one.
         home_bytes, bytes: the most memory that was seen with either.
+        item_bytes: that a process grew by for each item more, when that was seen last.
         warm: whether a batch of this size has gone through: the first allocates, and is not counted.
         rested: batches since the last try; `rest` is how many there should be.
         down: whether the next try is of a smaller size.
@@ -56,6 +57,7 @@ class Sizing:
     rates: tuple[float, ...] = ()
     home_bytes: int = 0
     bytes: int = 0
+    item_bytes: float = 0.0
     warm: bool = False
     rested: int = 0
     rest: int = REST
@@ -102,6 +104,9 @@ def _compared(state: Sizing, took_s: float) -> Sizing:
     if not state.home:  # the first size of all
         return _onward(state, took_s)
     gain, doubt = gain_of(state.home_rates, state.rates)
+    if state.home_bytes and state.bytes and state.home < state.size:
+        grown = (state.bytes - state.home_bytes) / (state.size - state.home)
+        state = replace(state, item_bytes=max(0.0, grown))
     if abs(gain - GAIN) < 2 * doubt and len(state.rates) < MOST_LOOKS:
         return state
     if gain >= GAIN:
@@ -151,8 +156,7 @@ def _not_larger(state: Sizing, following: int, took_s: float) -> str:
     """Why a batch should not grow to `following`; empty: it may."""
     if took_s > LONG_S:
         return f"a batch takes {took_s:.1f} s already"
-    grown = state.bytes - state.home_bytes if state.home_bytes and state.home < state.size else 0
-    expected = state.bytes + max(0, grown) * (following - state.size) / max(1, state.size - state.home)
+    expected = state.bytes + state.item_bytes * (following - state.size)
     if state.limit_bytes and expected > 0.9 * state.limit_bytes:
         return f"{following} items would need about {expected / 1e6:.0f} of {state.limit_bytes / 1e6:.0f} MB"
     return ""
@@ -202,6 +206,11 @@ class BatchSize:
     def too_large(self, items: int) -> None:
         """A batch of so many items did not fit into memory."""
         self._state = too_large(self._state, items)
+
+    def bound(self, limit_bytes: int) -> None:
+        """A process's memory should stay below that from now on; 0: no bound. What is larger already does
+        not grow."""
+        self._state = replace(self._state, limit_bytes=limit_bytes)
 
     @property
     def size(self) -> int:

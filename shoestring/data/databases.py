@@ -39,12 +39,13 @@ _SESSION = (
     "SELECT set_config('synchronous_commit', 'on', false)"
     " WHERE current_setting('synchronous_commit') = 'off'",
 )
-_AWAY = frozenset({
+_CONTENDED = frozenset({"40001", "40P01", "55P03"})
+"""Somebody else was first; nothing was written."""
+_AWAY = _CONTENDED | {
     "57P01", "57P02", "57P03",  # shut down, crashed, starting up
     "25006",  # read-only: a standby that is not in charge yet
     "53300",  # too many connections
-    "40001", "40P01", "55P03",  # somebody else was first; nothing was written
-})  # fmt: skip
+}  # fmt: skip
 _HOPELESS = (
     "does not exist",
     "authentication failed",
@@ -169,6 +170,11 @@ def is_away(error: SQLAlchemyError) -> bool:
     return error.connection_invalidated or isinstance(error, sa.exc.OperationalError)
 
 
+def is_contended(error: SQLAlchemyError) -> bool:
+    """Whether somebody else was first, which the next try settles."""
+    return isinstance(error, sa.exc.DBAPIError) and sql_state(error) in _CONTENDED
+
+
 def is_hopeless(error: SQLAlchemyError) -> bool:
     """Whether waiting for a first connection makes no sense: the address or the rights are wrong."""
     return any(words in reason(error) for words in _HOPELESS)
@@ -216,6 +222,14 @@ def set_back(name: str) -> LedgerError:
         f"the ledger's store {name} has lost commits that it had confirmed: it was restored from a copy that "
         "was behind",
         "let its standbys be synchronous; resume the run, and remove the files of output that it names then",
+    )
+
+
+def is_gone(name: str, patience_s: float, error: Exception) -> str:
+    """That a database has gone away, and what is done about it."""
+    return (
+        f"the ledger's store {name} is away, nothing is counted meanwhile: trying again for up to "
+        f"{patience_s:g} s ({reason(error)})"
     )
 
 

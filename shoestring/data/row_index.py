@@ -100,8 +100,7 @@ class RowIndex:
                 read, and the settings want to know.
         """
         files = files_of(config.files)
-        if len(files) > 1:
-            say(f"looking through {len(files):,} files")
+        say(f"looking through {f'{len(files):,} files' if len(files) > 1 else files[0].name}")
         scanned: list[tuple[SourceFile, FileRows]] = []
         skipped: list[tuple[str, str]] = []
         with ThreadPoolExecutor(THREADS) as pool:

@@ -142,13 +142,25 @@ class SqlStore:
         job: whose ledger this is among others in the database, where the URL does not say.
         patience_s: for a server that is away, where the URL does not say.
         clock: to wait by.
+        told: see the attribute.
+
+    Attributes:
+        told: is told, in words, that the database is away, once each time that it goes.
 
     Raises:
         LedgerError: the URL names no database that can be spoken to.
     """
 
-    def __init__(self, url: str, job: str = "", patience_s: float = 60.0, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        job: str = "",
+        patience_s: float = 60.0,
+        clock: Clock | None = None,
+        told: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self._address = databases.address(url, job, patience_s)
+        self.told = told
         self._name = self._address.shown
         self._clock = clock or SystemClock()
         try:
@@ -189,6 +201,19 @@ class SqlStore:
             self._insert[name] = _Statement(sa.insert(table), tuple(table.columns.keys()), dialect)
 
     # --- the store -------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Whether it can be spoken to; nothing in it is changed.
+
+        Raises:
+            LedgerError: it cannot be opened. StoreAwayError: it is away.
+        """
+        try:
+            self._patiently(lambda connection: connection.execute(sa.text("SELECT 1")), databases.is_hopeless)
+        except SQLAlchemyError as error:
+            raise databases.cannot_open(self._name, error) from error
+        finally:
+            self._disconnect()
 
     def claim(self) -> Claim:
         """Make the tables where there are none, become the owner, read everything: one transaction.
@@ -274,7 +299,7 @@ class SqlStore:
             SQLAlchemyError: it is there, and something else is wrong; or it is `hopeless`.
             StoreAwayError: it has been away for too long.
         """
-        until_s, pause_s = math.inf, FIRST_PAUSE_S
+        until_s, pause_s, told = math.inf, FIRST_PAUSE_S, False
         while True:
             try:
                 if self._connection is None:
@@ -284,10 +309,13 @@ class SqlStore:
                 if not databases.is_away(error) or hopeless(error):
                     raise
                 self._disconnect()
-                now = self._clock.now()
-                until_s = min(until_s, now + self._address.patience_s)
+                now, patience_s = self._clock.now(), self._address.patience_s
+                if not told and not databases.is_contended(error):
+                    told = True
+                    self.told(databases.is_gone(self._name, patience_s, error))
+                until_s = min(until_s, now + patience_s)
                 if now >= until_s:
-                    raise databases.away(self._name, self._address.patience_s, error) from error
+                    raise databases.away(self._name, patience_s, error) from error
             self._clock.sleep(min(pause_s, until_s - now))
             pause_s = min(2 * pause_s, MAX_PAUSE_S)
 

@@ -15,6 +15,7 @@ from shoestring.base.record import RunRecord
 from shoestring.data.ledger import LedgerSpec
 from shoestring.data.outputs import Outputs
 from shoestring.data.store import DurableLedger
+from shoestring.data.stores import SqlStore
 from shoestring.fleet.channel import Answerer, WorkerMain
 from shoestring.fleet.checkpoints import DiskKeeper
 from shoestring.fleet.config import FleetConfig
@@ -94,10 +95,18 @@ def _shards(
     # The bound on rows with an error is the spec's, with those given up; the ledger has none of its own.
     rows = msgspec.structs.replace(launch.ledger, max_dead_share=1.0)
     # A database that was named may hold the ledgers of other jobs, too.
-    ledger = DurableLedger.open(url, rows, spec.job if launch.ledger_url else "")
+    job = spec.job if launch.ledger_url else ""
+
+    def told(text: str) -> None:
+        record.append("fault", reason=text)
+
+    store = SqlStore(url, job, told=told)
+    ledger = DurableLedger.open(store, rows)
     outputs = Outputs(spec.sink, spec.job)
     publisher = Publisher(outputs, aside=outputs.remote)
-    return ShardCoordinator(launch.fleet, spec, ledger, publisher, record, clock.now(), resumed)
+    made = ShardCoordinator(launch.fleet, spec, ledger, publisher, record, clock.now(), resumed)
+    store.told = made.fault
+    return made
 
 
 def load_entry(entry: str) -> WorkerMain:

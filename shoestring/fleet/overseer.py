@@ -174,6 +174,10 @@ class Overseer(ABC):
             self._outcome, self._error, self._todo = "failed", what, todo
             self._note("fault", what, fatal=True)
 
+    def fault(self, text: str) -> None:
+        """Something that this coordinator stands on has failed: for the record, and for whoever looks on."""
+        self._note("fault", text)
+
     def _note(self, kind: str, text: str, **fields: Any) -> None:
         self._messages.append(text)
         self._log.append(kind, step=self._step(), reason=text, **fields)

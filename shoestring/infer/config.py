@@ -34,7 +34,8 @@ class StageConfig(Config):
             It bounds how many there are beyond one of each, unless `processes` says.
         keep: whether its columns stay in the output; None: those of stages that nothing comes after.
         columns: that it reads (others are not copied to it); empty: all.
-        memory_bytes: a process that holds more is restarted, its batch halved; 0: no bound.
+        memory_bytes: a process that holds more is restarted, its batch halved; 0: no bound, and batches grow
+            while a process holds no more than the worker's other processes leave it.
         hang_s: a process whose batch takes longer is restarted; 0: `limits.hang_s`.
     """
 

@@ -22,6 +22,7 @@ SETUP_DEATHS = 3
 BACKOFF_S, BACKOFF_MAX_S = 0.1, 5.0
 STOP_S = 10.0
 """A process that was told to stop may take that long."""
+OUT_OF_MEMORY = "if memory ran out: the setting memory_bytes bounds a process"
 LEAK_SHARE = 0.25
 """A batch that makes its process grow by less than that part of the ceiling is not what broke it."""
 
@@ -414,8 +415,9 @@ def failure_of_end(end: KidEnd) -> Failure:
     if end.code >= 0:
         return Failure("died", f"ended its process (exit code {end.code})", detail=end.words)
     name = signal.Signals(-end.code).name
-    kind: Literal["killed", "died"] = "killed" if -end.code == signal.SIGKILL else "died"
-    return Failure(kind, f"killed its process ({name})", detail=end.words)
+    if -end.code == signal.SIGKILL:
+        return Failure("killed", f"killed its process ({name}; {OUT_OF_MEMORY})", detail=end.words)
+    return Failure("died", f"killed its process ({name})", detail=end.words)
 
 
 def _able(member: Member[T], depth: int) -> bool:

@@ -26,7 +26,7 @@ from shoestring.infer.lanes import Bench, Broken, Lane
 from shoestring.infer.layout import Setting, bounds_of, plans_of, shares_of
 from shoestring.infer.load_lane import LoadLane
 from shoestring.infer.pools import Decide, Now, PoolPlan, Pools
-from shoestring.infer.pressure import Budget
+from shoestring.infer.pressure import Budget, process_bytes
 from shoestring.infer.regroup import Queue
 from shoestring.infer.shards import HeldSegments, Shards
 from shoestring.infer.shared import NO_ROOM
@@ -126,6 +126,7 @@ class Engine:
         self._rest_s: dict[str, float] = {}
         self._full_s = math.inf
         self._alone_until_s = 0.0
+        self._bound_batches()
 
     # --- the loop ----------------------------------------------------------------------------------
 
@@ -159,8 +160,9 @@ class Engine:
     def begin_with(self, batches: Mapping[str, int]) -> None:
         """Batches of so many items from now on, where the user has not said how many."""
         for name, items in batches.items():
-            self._stages[name].sizes = self._sizes(name, items)
+            self._stages[name].begin_with(self._sizes(name, items))
             self._told_sizes[name] = self._stages[name].sizes.size
+        self._bound_batches()
 
     def close(self) -> None:
         """End all processes, remove all segments."""
@@ -378,6 +380,7 @@ class Engine:
                 self._desk.fault(text)
             self._tools.budget.held_bytes = self._bench.segments.held_bytes
             self._tools.look(self._tools.budget)
+            self._bound_batches()
         for name, lane in self._stages.items():
             if lane.sizes.size != self._told_sizes[name]:
                 sizes = {"from": float(self._told_sizes[name]), "to": float(lane.sizes.size)}
@@ -397,6 +400,15 @@ class Engine:
             self._crew.resize(one.pool, after)
             change = {"from": float(before), "to": float(after)}
             self._desk.changed(PoolChange("resize", one.pool, reason, dict(change)))
+
+    def _bound_batches(self) -> None:
+        """Batches grow while a process holds no more than the other pools leave it, unless the user has set a
+        bound: else they would until the kernel kills somebody."""
+        held = {pool: sum(one.memory_bytes for one in self._crew.members(pool)) for pool in self._lanes}
+        for name, lane in self._stages.items():
+            if not self._graph.nodes[name].config.memory_bytes:
+                others_bytes, wanted = sum(held.values()) - held[name], self._crew.target(name)
+                lane.sizes.bound(process_bytes(self._tools.budget.processes_bytes, others_bytes, wanted))
 
     def _seen(self, plan: PoolPlan, now: float) -> Now:
         members = self._crew.members(plan.name)

@@ -25,6 +25,10 @@ from shoestring.infer.trial import Trial
 from shoestring.report.shard_terminal import ShardView
 
 T = TypeVar("T")
+RESULTS = (
+    "rows", "failed", "errors", "not_numbers", "skipped", "first_skipped", "rows_per_s", "took_s",
+    "lost_rows",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,10 @@ class Result:
         run_dir: of the run, with its record; None where all was done before, by a run that is not at hand.
         errors: kind -> rows.
         not_numbers: column -> values that are NaN.
+        skipped: files that are left out, as they cannot be read; `first_skipped`: `file` and `reason` of a
+            few of them.
+        rows_per_s, took_s: of the job, in seconds that somebody worked on it; 0 where `run_dir` is None.
+        lost_rows: that were worked on again, as a worker was lost with them; 0 where `run_dir` is None.
     """
 
     rows: int
@@ -45,6 +53,11 @@ class Result:
     run_dir: Path | None
     errors: Mapping[str, int] = field(default_factory=dict)
     not_numbers: Mapping[str, int] = field(default_factory=dict)
+    skipped: int = 0
+    first_skipped: Sequence[Mapping[str, str]] = ()
+    rows_per_s: float = 0.0
+    took_s: float = 0.0
+    lost_rows: int = 0
 
 
 class Pipeline:
@@ -162,9 +175,9 @@ class Pipeline:
         facts = dict(ended.facts)
         if ended.run_dir is not None:
             facts = read_events(ended.run_dir / "events.jsonl").of("result")[-1]
-        return Result(
-            facts["rows"], facts["failed"], self._sink, ended.run_dir, facts["errors"], facts["not_numbers"]
-        )
+        # The manifest of a run that is not at hand says nothing of time.
+        known = {name: facts[name] for name in RESULTS if name in facts}
+        return Result(output=self._sink, run_dir=ended.run_dir, **known)
 
 
 def spec_of(uses: Any) -> str:

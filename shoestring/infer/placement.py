@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 from pathlib import Path
 
 from shoestring.base.errors import ConfigError
 from shoestring.cluster.topology import usable_memory_bytes
+from shoestring.data.row_index import RowIndex
 from shoestring.infer.config import InferConfig
 from shoestring.infer.graph import Graph
 from shoestring.infer.kids import Outfit
-from shoestring.infer.pressure import Budget, default_bytes
+from shoestring.infer.pressure import LEAST_CHUNK_BYTES, Budget, default_bytes
 from shoestring.infer.shared import Segments, free_bytes
 
 _GPU = re.compile(r"nvidia\d+")
@@ -43,8 +45,10 @@ def devices_of(config: InferConfig, number: int, workers: int, here: int = -1) -
 
 
 def workers_here(config: InferConfig) -> int:
-    """Workers that share a machine: under Ray each has a host for itself, as far as anybody knows."""
-    return 1 if config.fleet.transport == "ray" else max(1, config.fleet.members.workers)
+    """Workers that share a machine, when all that may come have come: under Ray each has a host for itself,
+    as far as anybody knows."""
+    members = config.fleet.members
+    return 1 if config.fleet.transport == "ray" else max(1, members.workers, members.max_workers)
 
 
 def outfits(graph: Graph, cores: float) -> dict[str, Outfit]:
@@ -58,12 +62,26 @@ def outfits(graph: Graph, cores: float) -> dict[str, Outfit]:
     return found
 
 
+def index_at(path: Path) -> RowIndex:
+    """The rows of the job, as its run keeps them.
+
+    Raises:
+        ConfigError: they are not on this host. DataError: they are damaged.
+    """
+    if not path.exists():
+        raise ConfigError(
+            f"{path} is not there on host {socket.gethostname()}: workers read it from the run's directory",
+            "keep runs on a file system that all hosts share: --runs-dir DIR",
+        )
+    return RowIndex.load(path)
+
+
 def budget_for(config: InferConfig, segments: Segments) -> Budget:
-    """Shared memory for rows in flight, of one worker."""
+    """Memory of one worker: shared, for rows in flight, and the rest of its share for its processes."""
     total, free = _total_bytes(segments.folder), free_bytes(segments.folder)
     share_bytes = usable_memory_bytes() // workers_here(config)
     limit = default_bytes(config.limits.segment_bytes, share_bytes, total, free)
-    return Budget(limit, total, free)
+    return Budget(limit, total, free, processes_bytes=max(LEAST_CHUNK_BYTES, share_bytes - limit))
 
 
 def look(budget: Budget, segments: Segments) -> None:

@@ -15,18 +15,20 @@ CROWDED_SHARE = 0.1
 
 @dataclass
 class Budget:
-    """Bytes of shared memory for rows in flight.
+    """Bytes of memory: of shared memory for rows in flight, and of what processes hold beside it.
 
     Attributes:
-        limit_bytes: of this worker.
+        limit_bytes: of shared memory, of this worker.
         total_bytes: of shared memory on this machine; `free_bytes` of it nobody uses now.
         held_bytes: of this worker's segments when that was looked at.
+        processes_bytes: that all processes of this worker should hold together; 0: not known.
     """
 
     limit_bytes: int
     total_bytes: int
     free_bytes: int
     held_bytes: int = 0
+    processes_bytes: int = 0
 
     @property
     def chunk_bytes(self) -> int:
@@ -61,6 +63,19 @@ def may_read(wanted: bool, would_hold_bytes: float, budget_bytes: int, idle: boo
 def read_rows(chunk_rows: int, row_bytes: float, chunk_bytes: int) -> int:
     """Rows of a read: the usual number, or fewer where rows are large."""
     return max(1, min(chunk_rows, int(chunk_bytes / row_bytes))) if row_bytes > 0 else chunk_rows
+
+
+def process_bytes(processes_bytes: int, held_by_others_bytes: int, processes: int) -> int:
+    """What each process of a pool should hold at most: what the other pools leave of a worker's memory.
+
+    Args:
+        processes_bytes: of all processes of the worker; 0: not known, and so the result is no bound, 0.
+        held_by_others_bytes: by the processes of the other pools, as measured.
+        processes: that the pool should have.
+    """
+    if not processes_bytes:
+        return 0
+    return max(1, (processes_bytes - held_by_others_bytes) // max(1, processes))
 
 
 def default_bytes(wanted_bytes: int, memory_bytes: int, total_bytes: int, free_bytes: int) -> int:

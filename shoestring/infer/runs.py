@@ -11,13 +11,14 @@ import msgspec
 
 from shoestring.base.clock import Clock
 from shoestring.base.config import to_toml
-from shoestring.base.errors import ConfigError, RunError, SinkError
+from shoestring.base.errors import ConfigError, RunError, SinkError, without_passwords
 from shoestring.base.record import RunRecord, read_events
 from shoestring.base.units import format_count, format_duration
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
 from shoestring.data.ledger import LedgerSpec
 from shoestring.data.row_index import RowIndex
 from shoestring.data.sinks import check_sink, owner_of
+from shoestring.data.stores import SqlStore
 from shoestring.fleet.launch import Launch, Outcome
 from shoestring.fleet.messages import Status
 from shoestring.fleet.outputs_spec import OutputsSpec
@@ -33,7 +34,7 @@ from shoestring.infer.placement import workers_here
 from shoestring.infer.rehearsal import Rehearsal
 from shoestring.infer.settle import settled
 from shoestring.infer.stages import check_stage
-from shoestring.infer.trial import Trial, columns, run_trial, tell
+from shoestring.infer.trial import SHOWN_FILES, Trial, columns, left_out, run_trial, tell, warn_left_out
 from shoestring.infer.wire import InferPayload
 from shoestring.infer.worker import ENTRY
 
@@ -98,10 +99,10 @@ def check(config: InferConfig, say: Callable[[str], None], index: RowIndex | Non
         check_stage(stage)
     if index is None:
         index = RowIndex.build(config.source, say)
-        for url, why in index.skipped[:SHOWN_KINDS]:
-            say(f"left out: {url}: {why}")
-        if len(index.skipped) > SHOWN_KINDS:
-            say(f"and {len(index.skipped) - SHOWN_KINDS} more files that cannot be read")
+        for url, why in index.skipped[:SHOWN_FILES]:
+            say(f"left out: {without_passwords(f'{url}: {why}')}")
+        if len(index.skipped) > SHOWN_FILES:
+            say(f"and {len(index.skipped) - SHOWN_FILES} more files that cannot be read")
     return Checked(config, index, Graph.of(config, index.schema))
 
 
@@ -112,7 +113,7 @@ def dry_run(config: InferConfig, clock: Clock, view: View) -> Trial:
         ConfigError, DataError, InferError: as `check`, or the trial failed.
     """
     job = check(settled(config), view.say)
-    trial = _try(job, clock)
+    trial = _try(job, clock, view.say)
     tell(trial, view.say)
     return trial
 
@@ -135,14 +136,14 @@ def run_job(config: InferConfig, recipe: str, name: str, runs_dir: Path, clock: 
     owner = owner_of(config.sink)
     if owner is not None and not kept.same_job(owner.job, fingerprint):
         raise SinkError(
-            f"{config.sink.path} holds the output of another job (other rows, stages or options)",
+            f"{config.sink.path} holds the output of another job (other rows, models, stages or options)",
             "choose another --output; or go on with that job: shoestring resume NAME",
         )
     run_dir = kept.find_by_token(runs_dir, owner.job) if owner is not None else None
     if owner is not None and run_dir is None:
         if owner.complete:
             view.say(f"this job is finished already; its output is in {config.sink.path}")
-            return Ended(None, Outcome("finished"), owner.facts)
+            return Ended(None, Outcome("finished"), dict(owner.facts) | left_out(job.index.skipped))
         raise RunError(
             f"{config.sink.path} holds part of this job's output, of a run that is not in {runs_dir}",
             "name the directory of that run's runs (--runs-dir), or choose another --output",
@@ -166,7 +167,10 @@ def start(job: Checked, recipe: str, run_dir: Path, clock: Clock, view: View) ->
     """
     about = About(run_dir.name, recipe, job.config.job, clock.wall())
     job.index.save(run_dir / kept.INDEX)
-    (run_dir / "config.toml").write_text(to_toml(job.config))
+    settings = run_dir / "config.toml"
+    if without_passwords(job.config.ledger_url) != job.config.ledger_url:
+        settings.touch(mode=0o600)  # a resume needs the password, nobody else does
+    settings.write_text(to_toml(job.config))
     fingerprint = kept.job_fingerprint(job.config, job.index)
     source = kept.source_fingerprint(job.config, job.index)
     kept.write_identity(run_dir, kept.Identity(kept.token_of(about, fingerprint), source, fingerprint))
@@ -218,17 +222,20 @@ def _namesake(runs_dir: Path, name: str, fingerprint: str) -> Path | None:
 
 
 def _go(job: Checked, about: About, run_dir: Path, clock: Clock, view: View, resumed: bool) -> Outcome:
-    facts = facts_of(about, resumed, job.config.model_dump(), job.config.seed, PACKAGES)
+    settings = job.config.model_dump() | {"ledger_url": without_passwords(job.config.ledger_url)}
+    facts = facts_of(about, resumed, settings, job.config.seed, PACKAGES)
     return recorded(run_dir, facts, clock, view.say, lambda record: _run(job, run_dir, clock, view, record))
 
 
 def _run(job: Checked, run_dir: Path, clock: Clock, view: View, record: RunRecord) -> Outcome:
     check_sink(job.config.sink)
     identity = _unchanged(job, run_dir)
+    if job.config.ledger_url:
+        _check_store(job.config.ledger_url, identity.token, view, record)
     record.append("data", **_data(job.index))
     fingerprint = kept.job_fingerprint(job.config, job.index)
     earlier = kept.read_rehearsal(run_dir) if identity.job == fingerprint else None
-    trial = _try(job, clock, earlier)
+    trial = _try(job, clock, view.say, earlier)
     _keep(trial, msgspec.structs.replace(identity, job=fingerprint), run_dir)
     record.append("trial", **trial.facts)
     tell(trial, view.say)
@@ -246,8 +253,24 @@ def _run(job: Checked, run_dir: Path, clock: Clock, view: View, record: RunRecor
     return outcome
 
 
-def _try(job: Checked, clock: Clock, found: Rehearsal | None = None) -> Trial:
+def _check_store(url: str, token: str, view: View, record: RunRecord) -> None:
+    """A database that is not there is told before models are loaded for the trial, not after."""
+
+    def told(text: str) -> None:
+        view.say(text)
+        record.append("fault", reason=text)
+
+    store = SqlStore(url, token, told=told)
+    try:
+        store.check()
+    finally:
+        store.close()
+
+
+def _try(job: Checked, clock: Clock, say: Callable[[str], None], found: Rehearsal | None = None) -> Trial:
     stages = {name: node.config for name, node in job.graph.nodes.items()}
+    if found is None:  # models are loaded now, which may take minutes
+        say(f"trying {min(job.config.trial.rows, job.index.rows):,} rows through {', '.join(stages)}")
     cores = max(1.0, usable_cores() / workers_here(job.config))
     return run_trial(job.config, stages, job.index, cores, clock, found)
 
@@ -352,6 +375,7 @@ def _result(job: Checked, trial: Trial, run_dir: Path, view: View) -> dict[str, 
     for name, count in sorted(summary["not_numbers"].items()):
         view.say(f"  {count:,} values of {name} are NaN")
     view.say(f"output: {job.config.sink.path}")
+    warn_left_out(job.index.skipped, view.say)
     return {
         "rows": rows,
         "failed": failed,
@@ -363,4 +387,4 @@ def _result(job: Checked, trial: Trial, run_dir: Path, view: View) -> dict[str, 
         "errors": summary["errors"],
         "not_numbers": summary["not_numbers"],
         "output": job.config.sink.path,
-    }
+    } | left_out(job.index.skipped)

@@ -101,7 +101,7 @@ class InHand:
         sources: answer's segment -> (stage, key) of the shard's pieces with it.
         held: segments that it needs until it is written.
         passing: segments that only stages further down need -> their items that these have not answered yet.
-        begun: whether any work was done for it.
+        begun: whether a stage has had any of its rows: reading is quickly done again by others.
         written: whether it was handed to a writer.
     """
 
@@ -192,7 +192,6 @@ class Shards:
         for shard in self._hand.values():
             if shard.todo.rows:
                 read, shard.todo = shard.todo.cut(min(rows, shard.todo.rows))
-                shard.begun = True
                 return read
         return None
 
@@ -219,6 +218,12 @@ class Shards:
         shard.verdicts |= {at: text for start, stop in read.ranges for at in range(start, stop)}
 
     # --- stages --------------------------------------------------------------------------------------
+
+    def begin(self, parts: Iterable[Slice]) -> None:
+        """A stage is given these items."""
+        for lease_id in {one.lease_id for one in parts}:
+            if (shard := self._of(lease_id)) is not None:
+                shard.begun = True
 
     def answered(self, stage: str, backs: Iterable[Back], now: float) -> list[Fresh]:
         """A batch of a stage is through; what is ready for which stage by that."""

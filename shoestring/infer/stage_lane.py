@@ -4,7 +4,7 @@ size; blame and back-pressure are ours)."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from shoestring.base.errors import InferError
 from shoestring.control.batching import BatchSize
@@ -52,7 +52,7 @@ class StageLane:
         self, name: str, bench: Bench, sizes: BatchSize, rules: StageRules, dry: Callable[[], bool]
     ) -> None:
         self.name = name
-        self.sizes = sizes
+        self.begin_with(sizes)
         self.children: list[StageLane] = []
         self.streams = False
         self._first = ""
@@ -63,6 +63,12 @@ class StageLane:
         self._blame: Blame[Slices] = Blame(_split_slices)
         self._watch = BugWatch(rules.bug_rows)
         self._pace = Pace()
+
+    def begin_with(self, sizes: BatchSize) -> None:
+        """Batches as `sizes` says from now on."""
+        self.sizes = sizes
+        self._began = sizes.size
+        self._passed = self._kills = 0
 
     @property
     def waiting(self) -> int:
@@ -110,6 +116,7 @@ class StageLane:
         order = Predict(number, tuple(one.ref for one in work.parts), f"a{number}")
         holds = tuple({one.segment for one in work.parts})
         self._bench.segments.hold(holds)
+        self._bench.shards.begin(work.parts)
         return Task(order, work, work.items, holds, self._pace.limit_s(work, self._rules.hang_s), alone)
 
     def came(self, task: Task[object], reply: Replies, now: float) -> None:
@@ -126,6 +133,7 @@ class StageLane:
         self._bench.segments.discard_unheld(order.segment)
         self._bench.segments.release(task.holds)
         self._pace.saw(reply.cost.took_s)
+        self._passed = max(self._passed, work.items)
         self._bench.pools.saw(self.name, work.items, reply.rows, reply.cost)
         if not self.streams:  # there a batch takes as long as others leave it room
             self.sizes.saw(work.items, reply.cost.took_s, reply.cost.memory_bytes)
@@ -139,6 +147,9 @@ class StageLane:
             Broken: all the first ones have, in the same way.
         """
         work = self._in_hand(task)
+        if failure.kind == "killed" and self._had_grown(work):
+            self._bench.fault(f"{self.name}: killed with {work.items} items: taken for want of memory")
+            failure = replace(failure, kind="memory")
         if failure.kind == "memory" and work.items > 1:
             self.sizes.too_large(work.items)
         if not work.items:
@@ -152,6 +163,14 @@ class StageLane:
         if self._watch.guilty(failure):
             raise Broken(*told_bug(self.name, self._first, failure, self._rules.bug_rows))
         self._bench.ready(self._bench.shards.answered(self.name, all_failed(guilty, failure.text), now))
+
+    def _had_grown(self, work: Work[Slices]) -> bool:
+        """Whether SIGKILL is taken for the kernel's, for want of memory: anybody may send it. It is where the
+        batch was larger than any that went well; as large as the first ones, it is the second time."""
+        if self.streams or work.suspect or work.items <= max(1, self._passed):
+            return False
+        self._kills += 1
+        return work.items > self._began or self._kills > 1
 
     def spared(self, task: Task[object]) -> None:
         """A batch was not begun."""

@@ -9,17 +9,19 @@ from typing import Any
 import pyarrow as pa
 
 from shoestring.base.clock import Clock
+from shoestring.base.errors import without_passwords
 from shoestring.base.units import format_bytes, format_count, format_duration
 from shoestring.data.row_index import RowIndex
 from shoestring.infer.config import InferConfig, StageConfig
 from shoestring.infer.expect import Expected, Part, expect
 from shoestring.infer.graph import stage_names
 from shoestring.infer.layout import most_of
-from shoestring.infer.placement import devices_of
+from shoestring.infer.placement import devices_of, workers_here
 from shoestring.infer.rehearsal import Rehearsal
 from shoestring.infer.rehearse import rehearse
 
 SHOWN_ERRORS = 5
+SHOWN_FILES = 5
 SHOWN_CHARS = 160
 Cells = tuple[str, ...]
 
@@ -30,16 +32,20 @@ class Trial:
 
     Attributes:
         config: of the job; stages that were given a GPU and did not use it compute on the CPU.
+        skipped: (URL, reason) of files that are left out, as they cannot be read.
     """
 
     rehearsal: Rehearsal
     expected: Expected
     config: InferConfig
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def off_gpu(self) -> tuple[str, ...]:
-        """Stages that were given a GPU and did not use it."""
-        return tuple(name for name, cost in self.rehearsal.stages.items() if cost.gpu is False)
+        """Stages that were given a GPU without asking for it and did not use it."""
+        names = stage_names(self.config.stages)
+        off = [name for name, stage in zip(names, self.config.stages, strict=True) if stage.device == "cpu"]
+        return tuple(name for name in off if self.rehearsal.stages[name].gpu is False)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -60,7 +66,7 @@ class Trial:
             "expected_output_bytes": round(expected.output_bytes),
             "slowest": expected.slowest,
             "reason": expected.reason,
-        }
+        } | left_out(self.skipped)
 
 
 def run_trial(
@@ -84,12 +90,13 @@ def run_trial(
     found = kept or rehearse(config, index, min(config.trial.rows, index.rows), clock, cores)
     workers = config.fleet.members.workers or 1
     # Under Ray workers are elsewhere: nobody here knows their GPUs.
-    devices = () if config.fleet.transport == "ray" else devices_of(config, 0, workers)
+    devices = () if config.fleet.transport == "ray" else devices_of(config, 0, workers_here(config))
     config = placed(config, found)
     by_name = dict(zip(stage_names(config.stages), config.stages, strict=True))
     stages = {name: by_name[name] for name in stages}
     most = {name: most_of(stage, devices) for name, stage in stages.items()}
-    return Trial(found, expect(found, stages, config.pools, index.rows, cores, workers, most), config)
+    expected = expect(found, stages, config.pools, index.rows, cores, workers, most)
+    return Trial(found, expected, config, index.skipped)
 
 
 def placed(config: InferConfig, found: Rehearsal) -> InferConfig:
@@ -134,6 +141,28 @@ def tell(trial: Trial, say: Callable[[str], None]) -> None:
         say(f"  {count} of these rows have an error: {text[:SHOWN_CHARS]}")
     if len(ranked) > SHOWN_ERRORS:
         say(f"  and {len(ranked) - SHOWN_ERRORS} other errors")
+    warn_left_out(trial.skipped, say)
+
+
+def left_out(skipped: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """Files that could not be read, for scripts: `skipped`, how many, and `first_skipped`, a few of them.
+
+    Args:
+        skipped: (URL, reason) of each.
+    """
+    first = [
+        {"file": without_passwords(url), "reason": without_passwords(why)}
+        for url, why in skipped[:SHOWN_FILES]
+    ]
+    return {"skipped": len(skipped), "first_skipped": first}
+
+
+def warn_left_out(skipped: Sequence[tuple[str, str]], say: Callable[[str], None]) -> None:
+    """A line that the output lacks the rows of some files; none where it does not."""
+    if skipped:
+        url, why = skipped[0]
+        files = "1 file is" if len(skipped) == 1 else f"{len(skipped):,} files are"
+        say(f"warning: {files} left out, unreadable; the first: {without_passwords(f'{url}: {why}')}")
 
 
 def table(parts: Sequence[Part]) -> list[str]:

@@ -13,7 +13,6 @@ import msgspec
 
 from shoestring.cluster.topology import usable_cores
 from shoestring.control.pools import decide
-from shoestring.data.row_index import RowIndex
 from shoestring.fleet.channel import WorkerContext
 from shoestring.fleet.names import number_of
 from shoestring.fleet.seat import DismissedError
@@ -25,7 +24,7 @@ from shoestring.infer.graph import Graph
 from shoestring.infer.kids import NurseryKids
 from shoestring.infer.layout import Setting
 from shoestring.infer.nursery import Nursery
-from shoestring.infer.placement import budget_for, devices_of, look, outfits, workers_here
+from shoestring.infer.placement import budget_for, devices_of, index_at, look, outfits, workers_here
 from shoestring.infer.shared import Segments
 from shoestring.infer.wire import InferPayload
 
@@ -59,7 +58,7 @@ def _sit(
     seat = ShardSeat(context.name, context.incarnation, context.open_channel, context.clock, context.config)
     with seat:
         try:
-            index = RowIndex.load(Path(payload.index))
+            index = index_at(Path(payload.index))
             graph = Graph.of(config, index.schema)
             setting = setting_of(context, payload, config, index.rows)
             tools = Tools(

@@ -20,6 +20,7 @@ from shoestring.cluster.topology import (
     check_cluster,
     load_cluster,
     save_cluster,
+    usable_memory_bytes,
 )
 from tests.cluster.clusters import hosts
 
@@ -141,6 +142,42 @@ def test_a_file_that_is_not_there_or_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="cannot write"):
         save_cluster(hosts(1, 1), tmp_path / "file" / "cluster.toml")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected_kb"),
+    [
+        ({}, 8000),
+        ({"memory.max": "max"}, 8000),
+        ({"memory.max": 5000}, 5000),
+        ({"memory.max": 5000, "memory.current": 1000}, 4000),
+        ({"memory.max": 5000, "memory.current": 3000, "memory.stat": "inactive_file"}, 3000),
+        ({"memory.max": 90_000, "memory.current": 1000}, 8000),
+        ({"memory.max": 5000, "memory.current": 5000}, 1024),
+        ({"memory/memory.limit_in_bytes": 5000}, 5000),
+        (
+            {
+                "memory/memory.limit_in_bytes": 5000,
+                "memory/memory.usage_in_bytes": 3000,
+                "memory/memory.stat": "total_inactive_file",
+            },
+            3000,
+        ),
+        ({"memory/memory.limit_in_bytes": 9223372036854771712 // 1024}, 8000),
+    ],
+)
+def test_memory_is_what_the_machine_has_and_a_container_may_have(
+    tmp_path: Path, files: dict[str, str | int], expected_kb: int
+) -> None:
+    """Of the files' cache 1000 kB are pages that can go."""
+    (tmp_path / "meminfo").write_text("MemTotal:  9000 kB\nMemAvailable:  8000 kB\n")
+    (tmp_path / "memory").mkdir()
+    for name, value in files.items():
+        text = f"{value * 1024}" if isinstance(value, int) else value
+        if name.endswith("stat"):
+            text = f"anon 7\n{value} {1000 * 1024}\nactive_file 9\n"
+        (tmp_path / name).write_text(f"{text}\n")
+    assert usable_memory_bytes(tmp_path / "meminfo", tmp_path) == expected_kb * 1024
 
 
 def test_no_nodes_is_no_cluster() -> None:

@@ -7,12 +7,14 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from shoestring.base.clock import SystemClock
 from shoestring.base.errors import ConfigError
 from shoestring.base.record import read_events
 from shoestring.commands.infer import job_config
@@ -21,6 +23,9 @@ from tests.commands.infer_jobs import here, infer, output, rows, words, write_cs
 from tests.commands.journeys import shoestring, start_shoestring
 from tests.disks import resize, small_disk
 from tests.waiting import wait_until
+
+BUG_S = 20.0
+"""A bug is told within that time; it takes a second or two where the machine is free."""
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +94,8 @@ def test_again_it_does_nothing(finished: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in (finished / "out").iterdir()} == before
     elsewhere = here(*words(finished, "--runs-dir", str(finished / "other-runs")))
     assert elsewhere.exit_code == 0 and json.loads(elsewhere.stdout)["status"] == "finished"
+    result = json.loads(elsewhere.stdout)["result"]
+    assert (result["rows"], result["failed"], result["skipped"]) == (500, 0, 0)
 
 
 def test_another_job_is_kept_off_its_output(finished: Path) -> None:
@@ -105,6 +112,8 @@ def test_a_dry_run_tells_costs_and_writes_nothing(tmp_path: Path) -> None:
     told = here(*arguments)
     assert told.exit_code == 0, told.stderr
     assert "trial: 100 rows" in told.stdout and "for 400 rows" in told.stdout
+    before, said, _ = told.stdout.partition("trying 100 rows through scale\n")
+    assert said and "looking through a.csv" in before and "trial:" not in before
     lines = [line.split()[0] for line in told.stdout.splitlines() if line.startswith("  ")]
     assert lines[:4] == ["part", "load", "scale", "write"]
     assert "column scale.scaled: int64" in told.stdout
@@ -117,8 +126,11 @@ def test_a_dry_run_tells_costs_and_writes_nothing(tmp_path: Path) -> None:
 def test_a_bug_stops_the_job_at_once_with_its_traceback_and_its_row(tmp_path: Path) -> None:
     write_stage(tmp_path)
     write_csv(tmp_path / "data" / "a.csv", range(100_000))
+    clock = SystemClock()
+    began_s = clock.now()
     code, answer = infer(tmp_path, stage="stages.py:Buggy")
     assert code == 10, answer
+    assert clock.now() - began_s < BUG_S
     what = answer["error"]["what"]
     assert "no_such_column" in what and "Traceback" in what and "stages.py" in what and "a.csv#" in what
     assert not list((tmp_path / "out").glob("part-*"))
@@ -230,9 +242,21 @@ def test_bad_files_and_rows_cost_only_themselves(tmp_path: Path) -> None:
     bad = [row for name, row in found.items() if name.startswith("rows.parquet") and row["error"]]
     assert 0 < len(bad) <= 1000
     assert all(row["scaled"] == 2 * row["x"] for row in found.values() if row["error"] is None)
-    skipped = read_events(tmp_path / "runs" / answer["run"] / "events.jsonl").of("data")[0]["skipped"]
-    assert len(skipped) == 1 and "footer.parquet" in skipped[0]["file"]
     assert answer["result"]["failed"] == len([row for row in found.values() if row["error"]])
+    check_left_out(answer["result"])
+    _, tried = infer(tmp_path, "--set", "limits.max_error_share=1", "--dry-run")
+    check_left_out(tried["trial"])
+    arguments = [word for word in words(tmp_path, "--set", "source.max_row_bytes=4000") if word != "--json"]
+    arguments[arguments.index("--output") + 1] = str(tmp_path / "again")
+    told = here(*arguments, "--set", "limits.max_error_share=1").stdout
+    assert "warning: 1 file is left out" in told.partition("output: ")[2], "it is said last of all"
+
+
+def check_left_out(facts: dict[str, Any]) -> None:
+    """The file with the broken footer is told, with the reason."""
+    assert facts["skipped"] == 1
+    (first,) = facts["first_skipped"]
+    assert first["file"].endswith("footer.parquet") and first["reason"]
 
 
 def test_too_many_errors_stop_the_job_and_the_same_job_that_bears_them_goes_on(tmp_path: Path) -> None:
@@ -418,5 +442,14 @@ def test_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert result.rows == 50 and result.failed == 0 and result.output == "out" and result.run_dir is not None
     found = rows(tmp_path)
     assert found["a.csv#9"]["scaled"] == 27 and found["a.csv#9"]["root"] == 3.0
+    assert result.took_s > 0 and result.rows_per_s == pytest.approx(50 / result.took_s, rel=1e-3)
+    assert result.lost_rows == 0 and result.skipped == 0
     again = pipeline.run()
-    assert again.rows == 50 and again.run_dir == result.run_dir
+    assert again == result
+    elsewhere = (
+        Pipeline("data/*.csv", "out", runs_dir="other-runs")
+        .stage(f"{stages}:Scale", factor=3)
+        .stage(f"{stages}:Root", after="rows", keep=True)
+        .run()
+    )
+    assert (elsewhere.rows, elsewhere.run_dir, elsewhere.took_s) == (50, None, 0.0)

@@ -19,6 +19,7 @@ from shoestring.control.pools import PoolsConfig, PoolState, Resize
 from shoestring.data.output_state import Staged
 from shoestring.data.row_index import RowSourceConfig
 from shoestring.infer.config import InferConfig, LimitsConfig, ShardsConfig, StageConfig
+from shoestring.infer.crew import OUT_OF_MEMORY
 from shoestring.infer.desk import Desk
 from shoestring.infer.engine import Engine, Tools
 from shoestring.infer.graph import Graph
@@ -59,7 +60,9 @@ class StageAct:
         many: items that come out of an item; None: one, without counts.
         error: item -> its error, empty where it has none.
         act: item -> a disaster, empty where there is none.
-        item_s: for each item; `setup_s`: before the first.
+        item_s: for each item; `setup_s`: before the first; `batch_s`: for each batch.
+        item_held_bytes: of its process's memory, for each item of its last batch.
+        most_items: a larger batch kills its process.
         setup: a disaster of its setup.
         room: for a stage that takes many batches at a time.
     """
@@ -68,6 +71,9 @@ class StageAct:
     error: Callable[[Item], str] = lambda item: ""
     act: Callable[[Item], str] = lambda item: ""
     item_s: float = 0.001
+    batch_s: float = 0.0
+    item_held_bytes: int = 0
+    most_items: int = 1 << 60
     setup_s: float = 0.1
     setup: str = ""
     room: int = -1
@@ -216,7 +222,7 @@ def disaster_text(kind: str) -> str:
     """What stands in the error column of an item that does that."""
     return {
         "": "",
-        "kill": "killed its process (SIGKILL)",
+        "kill": f"killed its process (SIGKILL; {OUT_OF_MEMORY})",
         "segv": "killed its process (SIGSEGV)",
         "exit": "ended its process (exit code 3)",
         "hang": "took longer than 30 s",
@@ -299,7 +305,8 @@ class FakeKid:
         return 0.01
 
     def _took_s(self, order: Predict) -> float:
-        return self._world.acts[self.pool].item_s * sum(part.stop - part.start for part in order.parts)
+        act = self._world.acts[self.pool]
+        return act.batch_s + act.item_s * sum(part.stop - part.start for part in order.parts)
 
     def _items(self, order: Predict) -> list[Item]:
         return [i for part in order.parts for i in self._world.segments[part.segment][part.start : part.stop]]
@@ -323,6 +330,8 @@ class FakeKid:
             self._replies.append(world.load(order))
         elif isinstance(order, Predict):
             reply = world.predict(self.pool, order, self._took_s(order))
+            if held_bytes := world.acts[self.pool].item_held_bytes:
+                self.memory_bytes = MB + held_bytes * len(self._items(order))
             cost = replace(reply.cost, memory_bytes=self.memory_bytes)
             self._replies.append(replace(reply, cost=cost))
         elif isinstance(order, Write):
@@ -333,9 +342,11 @@ class FakeKid:
 
     def _disaster(self, order: Orders) -> str:
         if isinstance(order, Predict):
-            acts = (self._world.acts[self.pool].act(item) for item in self._items(order))
+            act, items = self._world.acts[self.pool], self._items(order)
+            acts = ("kill",) if len(items) > act.most_items else tuple(act.act(item) for item in items)
         elif isinstance(order, Load):
-            acts = (self._world.load_act(at) for start, stop in order.ranges for at in range(start, stop))
+            places = (at for start, stop in order.ranges for at in range(start, stop))
+            acts = tuple(self._world.load_act(at) for at in places)
         elif isinstance(order, Discard):
             return self._world.discard_act
         elif isinstance(order, Write) and self._world.write_disasters:

@@ -295,7 +295,8 @@ def test_pools_leave_each_other_room_on_the_devices() -> None:
 
 
 def test_what_went_wrong_in_words() -> None:
-    assert failure_of_end(KidEnd(-9, "x")).kind == "killed"
+    killed = failure_of_end(KidEnd(-9, "x"))
+    assert killed.kind == "killed" and "SIGKILL" in killed.text and "memory_bytes" in killed.text
     assert failure_of_end(KidEnd(3, "x")).text == "ended its process (exit code 3)"
     memory = failure_of(Raised(1, "memory", "s", "MemoryError", "t"))
     assert (memory.kind, memory.text) == ("memory", "does not fit into memory")

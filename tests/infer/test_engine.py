@@ -211,6 +211,24 @@ def test_others_get_shards_that_are_not_begun() -> None:
     assert found.seat.backs == [(3, "others idle")]
 
 
+def test_a_shard_that_is_read_goes_back_as_long_as_no_stage_has_had_of_it() -> None:
+    found = scene(one(StageAct(item_s=0.1)), 400, shard_rows=40, chunk_rows=40)
+
+    def read_ahead() -> bool:
+        shards = list(found.engine._bench.shards)
+        return len(shards) == 3 and not shards[1].unloaded and not shards[1].begun
+
+    assert not found.run(until=read_ahead), "the second is in memory, the first is worked on"
+    assert next(iter(found.engine._bench.shards)).begun
+    found.seat.orders = m.ShardOrders(give_back=3, reason="others idle")
+    assert not found.run(until=lambda: len(found.seat.backs) == 2)
+    assert [lease_id for lease_id, _ in found.seat.backs] == [2, 3]
+    found.seat.orders = m.ShardOrders()
+    assert found.run()
+    assert all(made == found.world.expected(at) for at, made in found.rows().items())
+    assert not found.world.segments
+
+
 def test_what_only_the_next_stage_needs_is_let_go_early() -> None:
     stages = {"a": ("rows", StageAct()), "b": ("a", StageAct(item_s=0.01))}
     found = scene(stages, 200, shard_rows=200, stage_config={"keep": None}, proven=("a", "b"))
@@ -312,3 +330,77 @@ def test_a_stage_that_takes_many_batches_at_a_time_gets_them_one_by_one() -> Non
     assert found.run()
     check(found, 60)
     assert max(len(items) for _, items in found.world.tries) == 1
+
+
+def cheap(**more: int) -> dict[str, tuple[str, StageAct]]:
+    """A stage whose batches cost the same whatever is in them: they grow for as long as they may."""
+    return one(StageAct(batch_s=0.1, item_s=0.0, **more))
+
+
+def sizes_of(found: Scene) -> list[int]:
+    return [len(items) for _, items in found.world.tries]
+
+
+@pytest.mark.parametrize(
+    ("own_bytes", "processes", "most_items"), [(0, 1, 256), (0, 2, 128), (1 << 50, 1, 1024)]
+)
+def test_batches_grow_within_the_workers_memory(own_bytes: int, processes: int, most_items: int) -> None:
+    """Of 300 MB (an item holds one) each process has its part; a bound that the user has set goes first."""
+    config = {"memory_bytes": own_bytes}
+    found = scene(
+        cheap(item_held_bytes=MB), 100_000, shard_rows=20_000, chunk_rows=1000, batch=0, processes=processes,
+        stage_config=config,
+    )  # fmt: skip
+    found.engine._tools.budget.processes_bytes = 300 * MB
+    ended = found.run(until=lambda: max(sizes_of(found), default=0) > most_items)
+    assert ended == (own_bytes != 1 << 50)
+    assert max(sizes_of(found)) == (2048 if own_bytes == 1 << 50 else most_items)
+    found.engine.close()
+
+
+def grown(rows: int = 60_000, batch: int = 0, **more: int) -> Scene:
+    return scene(cheap(**more), rows, shard_rows=20_000, chunk_rows=1000, batch=batch)
+
+
+def test_a_grown_batch_whose_process_is_killed_halves_the_bound() -> None:
+    """As the kernel does where memory runs out: each batch of more than 200 items dies."""
+    found = grown(most_items=200)
+    assert found.run()
+    check(found, 60_000)
+    assert max(sizes_of(found)) == 256 and sizes_of(found).count(256) == 1
+    assert "a: killed with 256 items: taken for want of memory" in found.seat.faults
+
+
+def test_first_batches_whose_processes_are_killed_halve_the_bound_the_second_time() -> None:
+    found = grown(1000, batch=64, most_items=40)
+    assert found.run()
+    check(found, 1000)
+    assert sizes_of(found).count(64) == 2 and sizes_of(found).count(32) > 20
+
+
+def test_kills_by_others_do_not_shrink_batches() -> None:
+    found = grown(10_000, batch=64)
+    for kills in range(1, 9):
+        assert not found.run(until=lambda kills=kills: len(sizes_of(found)) >= 10 * kills)
+        next(iter(found.engine._crew.members("a"))).kid.kill()
+    assert found.run()
+    check(found, 10_000)
+    assert sizes_of(found)[-2] == 64 and not any("want of memory" in fault for fault in found.seat.faults)
+
+
+def test_one_kill_at_the_very_beginning_does_not_shrink_batches() -> None:
+    found = grown(3000, batch=64)
+    assert not found.run(until=lambda: len(sizes_of(found)) == 1)
+    next(iter(found.engine._crew.members("a"))).kid.kill()
+    assert found.run()
+    check(found, 3000)
+    assert max(sizes_of(found)[1:]) == 64
+
+
+def test_a_row_that_kills_its_process_shrinks_nothing() -> None:
+    act = StageAct(act=lambda item: "kill" if item[0] in (3, 900) else "")
+    found = scene(one(act), 2000, shard_rows=1000, batch=64)
+    assert found.run()
+    check(found, 2000)
+    assert sizes_of(found).count(64) > 10
+    assert not any("want of memory" in fault for fault in found.seat.faults)

@@ -8,13 +8,14 @@ from typing import Any
 import pytest
 
 from shoestring.base.config import load_config
-from shoestring.base.errors import ConfigError
+from shoestring.base.errors import ConfigError, DataError
 from shoestring.cluster.topology import usable_memory_bytes
+from shoestring.data.row_index import RowIndex, RowSourceConfig
 from shoestring.infer.config import InferConfig, StageConfig
 from shoestring.infer.graph import Graph
 from shoestring.infer.layout import Setting, most_of, plans_of
-from shoestring.infer.placement import budget_for, devices_of, outfits
-from shoestring.infer.pressure import LEAST_CHUNK_BYTES
+from shoestring.infer.placement import budget_for, devices_of, index_at, outfits, workers_here
+from shoestring.infer.pressure import LEAST_CHUNK_BYTES, process_bytes
 from shoestring.infer.shared import Segments
 
 
@@ -93,5 +94,38 @@ def test_workers_of_one_machine_divide_its_memory_and_a_set_bound_is_of_each(tmp
         own = usable_memory_bytes() // (1 if transport == "ray" else workers)
         # What is free may change a little between two looks.
         assert budget_for(job(*sets), segments).limit_bytes == pytest.approx(min(own // 4, most), rel=0.05)
+        found = budget_for(job(*sets), segments)
+        together = found.limit_bytes + found.processes_bytes
+        assert together == pytest.approx(own, rel=0.05), "of rows and of processes"
         small = budget_for(job(*sets, f"limits.segment_bytes={2 * LEAST_CHUNK_BYTES}"), segments)
         assert small.limit_bytes == 2 * LEAST_CHUNK_BYTES
+
+
+@pytest.mark.parametrize(
+    ("workers", "most", "transport", "expected"),
+    [(2, 0, "local", 2), (1, 4, "local", 4), (4, 2, "auto", 4), (0, 0, "local", 1), (2, 8, "ray", 1)],
+)
+def test_workers_that_may_still_come_share_the_machine_too(
+    workers: int, most: int, transport: str, expected: int
+) -> None:
+    members = (f"fleet.members.workers={workers}", f"fleet.members.max_workers={most}")
+    assert workers_here(job(*members, f"fleet.transport={transport}")) == expected
+
+
+def test_a_process_may_hold_what_the_other_pools_leave_it() -> None:
+    assert process_bytes(1000, 400, 3) == 200 and process_bytes(1000, 400, 0) == 600
+    assert process_bytes(1000, 2000, 2) == 1, "there is a bound, and it is passed already"
+    assert process_bytes(0, 400, 3) == 0, "nobody knows"
+
+
+def test_a_host_that_does_not_see_the_runs_directory_is_told_what_to_set(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("x\n1\n2\n")
+    kept = tmp_path / "rows.index"
+    with pytest.raises(ConfigError, match="is not there on host") as caught:
+        index_at(kept)
+    assert "--runs-dir" in caught.value.todo and "share" in caught.value.todo
+    RowIndex.build(RowSourceConfig(files=(str(tmp_path / "x.csv"),))).save(kept)
+    assert index_at(kept).rows == 2
+    kept.write_bytes(b"?")
+    with pytest.raises(DataError, match="is damaged"):
+        index_at(kept)
