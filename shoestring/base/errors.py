@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 _USER_INFO = re.compile(r"(\w://)[^/@\s]+@")
 
@@ -117,3 +119,14 @@ def first_line(error: BaseException) -> str:
 def without_passwords(text: str) -> str:
     """A text without passwords that URLs in it carry."""
     return _USER_INFO.sub(r"\1***@", text)
+
+
+def settings_without_passwords(settings: Any) -> Any:
+    """Settings (mappings, sequences, plain values) whose texts carry none."""
+    if isinstance(settings, str):
+        return without_passwords(settings)
+    if isinstance(settings, Mapping):
+        return {key: settings_without_passwords(value) for key, value in settings.items()}
+    if isinstance(settings, (list, tuple)):
+        return [settings_without_passwords(value) for value in settings]
+    return settings

@@ -11,7 +11,7 @@ from typing import Any
 
 from shoestring import __version__
 from shoestring.base.clock import Clock
-from shoestring.base.errors import ShoestringError
+from shoestring.base.errors import ShoestringError, settings_without_passwords
 from shoestring.base.record import RunRecord, read_events
 from shoestring.cluster.topology import usable_cores, usable_memory_bytes
 from shoestring.fleet.launch import Outcome
@@ -69,7 +69,7 @@ def facts_of(
         "recipe": about.recipe,
         "job": about.job,
         "resumed": resumed,
-        "settings": settings,
+        "settings": settings_without_passwords(settings),
         "seed": seed,
         "versions": {"shoestring": __version__, "python": platform.python_version()}
         | {package: version(package) for package in packages},

@@ -168,9 +168,10 @@ def start(job: Checked, recipe: str, run_dir: Path, clock: Clock, view: View) ->
     about = About(run_dir.name, recipe, job.config.job, clock.wall())
     job.index.save(run_dir / kept.INDEX)
     settings = run_dir / "config.toml"
-    if without_passwords(job.config.ledger_url) != job.config.ledger_url:
+    text = to_toml(job.config)
+    if without_passwords(text) != text:
         settings.touch(mode=0o600)  # a resume needs the password, nobody else does
-    settings.write_text(to_toml(job.config))
+    settings.write_text(text)
     fingerprint = kept.job_fingerprint(job.config, job.index)
     source = kept.source_fingerprint(job.config, job.index)
     kept.write_identity(run_dir, kept.Identity(kept.token_of(about, fingerprint), source, fingerprint))
@@ -222,7 +223,7 @@ def _namesake(runs_dir: Path, name: str, fingerprint: str) -> Path | None:
 
 
 def _go(job: Checked, about: About, run_dir: Path, clock: Clock, view: View, resumed: bool) -> Outcome:
-    settings = job.config.model_dump() | {"ledger_url": without_passwords(job.config.ledger_url)}
+    settings = job.config.model_dump()
     facts = facts_of(about, resumed, settings, job.config.seed, PACKAGES)
     return recorded(run_dir, facts, clock, view.say, lambda record: _run(job, run_dir, clock, view, record))
 
