@@ -12,17 +12,27 @@ SMALLEST = 8
 """A shard is never cut below this part of its usual size: each is a file."""
 
 
-def shard_rows(usual: int, todo: int, workers: int) -> int:
+def shard_rows(usual: int, todo: int, share: float) -> int:
     """Rows of the next shard: the usual number, and less towards the end, so that all workers end together.
 
     Args:
         todo: rows that nobody has yet.
-        workers: who work on them.
+        share: of the rate of all workers that is this one's; 1: it is alone.
     """
-    if workers < 2:
+    if share >= 1:
         return usual
-    part = math.ceil(todo / (2 * workers))
+    part = math.ceil(todo * share / 2)
     return max(1, min(usual, max(part, math.ceil(usual / SMALLEST))))
+
+
+def may_hold(held: int, usual: int, todo: int, share: float) -> bool:
+    """Whether a worker may have another shard beside those that it holds: while they are no more than what is
+    its part of the rest. A slow one that has much in hand at the end is waited for.
+
+    Args:
+        held: shards; `usual`: rows of one; todo, share: as above.
+    """
+    return not held or share >= 1 or held * usual <= todo * share
 
 
 def give_back(held: Mapping[str, int], idle: Sequence[str]) -> tuple[dict[str, int], str]:

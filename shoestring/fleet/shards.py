@@ -28,6 +28,7 @@ from shoestring.fleet.overseer import Handler, Overseer, dismissed
 from shoestring.fleet.persisted import Log
 from shoestring.fleet.publisher import Publisher
 from shoestring.fleet.shard_desk import ShardDesk, holder_name
+from shoestring.fleet.shard_paces import Paces
 from shoestring.fleet.shard_progress import Progress, Telling, too_many
 
 IDLE_RETRY_S = 0.1
@@ -84,6 +85,7 @@ class ShardCoordinator(Overseer):
         self._departures = Departures(spec.drain_s)
         self._idle: dict[str, float] = {}
         self._asked_back: set[str] = set()
+        self._paces = Paces()
         self._kept, self._flushed = KeptShards(), b""
         self._publisher = publisher
         outputs = ledger.outputs()
@@ -155,13 +157,14 @@ class ShardCoordinator(Overseer):
             return m.Stop(self._outcome or self._stop_reason or "this worker is to leave")
         if (again := self._desk.repeated(worker, request.incarnation, request.request)) is not None:
             return again
-        held = self._held(worker)
-        if held and self._others_idle(now, worker):
-            return m.Wait(AHEAD_RETRY_S)  # what is left is for those who have nothing
-        active = len(self._members.named("active"))
-        count = shard_policy.shard_rows(self._spec.shard_rows, self._desk.todo, active)
+        held, usual, todo = self._held(worker), self._spec.shard_rows, self._desk.todo
+        share = self._share(now, worker)
+        if held and (self._others_idle(now, worker) or not shard_policy.may_hold(held, usual, todo, share)):
+            return m.Wait(AHEAD_RETRY_S)  # what is left is for those who have nothing, or will have it sooner
+        count = shard_policy.shard_rows(usual, todo, share)
         shard = self._desk.lease(now, worker, request.incarnation, request.request, count)
         if shard is not None:
+            self._paces.began(now, worker, request.incarnation)
             self._idle.pop(worker, None)
             self._asked_back.discard(worker)
             return shard
@@ -178,6 +181,7 @@ class ShardCoordinator(Overseer):
         if output is not None:
             self._publisher.add(output)
             self._progress.counted(now, request.staged)
+            self._paces.counted(now, request.worker, request.incarnation, request.staged.rows)
             self._members.advanced(request.worker, self._step())
             self._look_at_errors()
         return m.DoneReply(outcome.name.lower())
@@ -311,6 +315,13 @@ class ShardCoordinator(Overseer):
 
     def _held(self, worker: str) -> int:
         return self._desk.held(holder_name(worker, self._members[worker].incarnation))
+
+    def _share(self, now: float, worker: str) -> float:
+        """Of the rate of all active workers, this one's part."""
+        active = [(name, self._members[name].incarnation) for name in self._members.named("active")]
+        mine = (worker, self._members[worker].incarnation)
+        others = [one for one in active if one != mine]
+        return self._paces.share(now, mine, others, self._spec.shard_rows) if others else 1.0
 
     def _others_idle(self, now: float, worker: str) -> list[str]:
         """Others who asked of late, and have nothing."""

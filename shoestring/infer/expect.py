@@ -12,8 +12,9 @@ from shoestring.infer.births import LOAD, WRITE
 from shoestring.infer.config import LimitsConfig, ShardsConfig, StageConfig
 from shoestring.infer.rehearsal import Rehearsal
 
-PER_WORKER = 4
-"""Shards of each worker at least: fewer, and the last one decides when the job ends."""
+ALONE, PER_WORKER = 4, 12
+"""Shards of each worker at least, where it is alone and where it is not: fewer, and the last one of the
+slowest decides when the job ends."""
 MOST_SHARDS = 5_000
 """In all: each is a file of the output, and a transaction."""
 
@@ -146,9 +147,10 @@ def shard_rows(
     rows, why = shards.target_s * expected.rows_per_s / expected.workers, f"{shards.target_s:g} s of work"
     if not rows:
         rows, why = float(expected.rows), "no part's cost is known"
-    per_worker = expected.rows / (PER_WORKER * expected.workers)
+    each = PER_WORKER if expected.workers > 1 else ALONE
+    per_worker = expected.rows / (each * expected.workers)
     if rows > per_worker:
-        rows, why = per_worker, f"{PER_WORKER} shards for each worker"
+        rows, why = per_worker, f"{each} shards for each worker"
     if rows < expected.rows / MOST_SHARDS:
         rows, why = expected.rows / MOST_SHARDS, f"{MOST_SHARDS} files in all"
     room_bytes = (limits.segment_bytes or memory_bytes / 4) / (shards.ahead + 1)

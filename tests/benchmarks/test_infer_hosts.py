@@ -1,4 +1,5 @@
-"""Batch inference over Ray on test hosts: one of them dies, one comes late; each row comes out once."""
+"""Batch inference over Ray on test hosts, its ledger in PostgreSQL: one host dies, one comes late; each row
+comes out once."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ import pytest
 from benchmarks.lab import Lab, LabConfig
 from shoestring.base.record import read_events
 from tests.benchmarks.lab_helpers import ROOT, listens, needs_lab, processes_of
+from tests.data.postgres import MISSING, Server, binaries
 from tests.waiting import wait_until
 
 PORT = 6379
@@ -63,8 +65,11 @@ def parts(folder: Path) -> int:
 @pytest.mark.long
 @needs_lab
 @pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="ray is not installed")
+@pytest.mark.skipif(binaries() is None, reason=MISSING)
 @pytest.mark.timeout(300)
-def test_each_row_comes_out_once_where_a_host_dies_and_another_comes(tmp_path: Path) -> None:
+def test_each_row_comes_out_once_where_a_host_dies_and_another_comes(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     ray = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
     own = Path(tempfile.mkdtemp(prefix="ray-"))  # its sockets' paths have to be short
     here = {
@@ -76,12 +81,16 @@ def test_each_row_comes_out_once_where_a_host_dies_and_another_comes(tmp_path: P
     (tmp_path / "stage.py").write_text(STAGE)
     pq.write_table(pa.table({"id": range(ROWS)}), tmp_path / "rows.parquet")
     output = tmp_path / "out"
+    database = Server()  # on a Unix socket, which all hosts of the lab reach
+    request.addfinalizer(database.close)
+    database.start()
     words = [
         sys.executable, "-m", "shoestring", "infer", "--source", str(tmp_path / "rows.parquet"), "--stage",
         f"{tmp_path / 'stage.py'}:Work", "--output", str(output), "--runs-dir", str(tmp_path / "runs"),
         "--name", "hosts", "--json", "--set", "fleet.transport=ray", "--set", "fleet.members.workers=2",
         "--set", "fleet.members.cpus=1", "--set", f"shards.rows={SHARD_ROWS}", "--set",
         "fleet.members.heartbeat_timeout_s=5", "--set", "fleet.members.start_timeout_s=60",
+        "--set", f"ledger_url={database.url()}",
     ]  # fmt: skip
     with Lab(LabConfig(hosts=4)) as lab, (tmp_path / "ray.log").open("wb") as log:
 
@@ -107,6 +116,7 @@ def test_each_row_comes_out_once_where_a_host_dies_and_another_comes(tmp_path: P
     text = (tmp_path / "said").read_text()
     assert driver.poll() == os.EX_OK, text[-3000:]
     assert json.loads(text[text.index("{") :])["status"] == "finished"
+    assert not (tmp_path / "runs" / "hosts" / "ledger.db").exists()
     found = ds.dataset(output, format="parquet").to_table()
     assert sorted(found["id"].to_pylist()) == list(range(ROWS))
     assert found["error"].null_count == ROWS

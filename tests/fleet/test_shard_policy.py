@@ -2,25 +2,62 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shoestring.fleet import shard_policy
+from shoestring.fleet.shard_paces import Paces
 
 
-@given(st.integers(1, 10_000), st.integers(1, 10**9), st.integers(0, 1000))
+@given(st.integers(1, 10_000), st.integers(1, 10**9), st.floats(0.001, 1.0))
 def test_a_shard_is_never_empty_nor_larger_than_usual_nor_a_crumb(
-    usual: int, todo: int, workers: int
+    usual: int, todo: int, share: float
 ) -> None:
-    rows = shard_policy.shard_rows(usual, todo, workers)
+    rows = shard_policy.shard_rows(usual, todo, share)
     assert usual / shard_policy.SMALLEST <= rows <= usual and rows >= 1
-    assert rows == usual or workers >= 2
+    assert rows == usual or share < 1
 
 
 def test_towards_the_end_two_shards_are_left_for_each_worker() -> None:
-    assert shard_policy.shard_rows(100, 10_000, 4) == 100
-    assert shard_policy.shard_rows(100, 400, 4) == 50
-    assert shard_policy.shard_rows(100, 8, 4) == 13
+    assert shard_policy.shard_rows(100, 10_000, 0.25) == 100
+    assert shard_policy.shard_rows(100, 400, 0.25) == 50
+    assert shard_policy.shard_rows(100, 400, 0.08) == 16, "a slow one gets less"
+    assert shard_policy.shard_rows(100, 8, 0.25) == 13
+
+
+def test_who_is_slow_holds_no_more_than_its_part_of_the_rest() -> None:
+    assert shard_policy.may_hold(0, 100, 1, 0.01), "one can always be had"
+    assert shard_policy.may_hold(2, 100, 1000, 0.2) and not shard_policy.may_hold(3, 100, 1000, 0.2)
+    assert shard_policy.may_hold(9, 100, 1, 1.0), "who is alone leaves it to nobody"
+
+
+def test_shares_follow_what_counts_and_who_takes_long() -> None:
+    paces, workers = Paces(), [("w0", 1), ("w1", 1), ("w2", 1)]
+    share = {one: paces.share(0.0, one, [other for other in workers if other != one], 100) for one in workers}
+    assert set(share.values()) == {1 / 3}, "nothing is known"
+    for one in workers:
+        paces.began(0.0, *one)
+    assert paces.share(0.5, workers[0], workers[1:], 100) == 1 / 3
+    for now in (1.0, 2.0, 3.0, 4.0):
+        for one in workers[:2]:
+            paces.counted(now, *one, 100)
+    slow = paces.share(4.0, workers[2], workers[:2], 100)
+    assert slow == pytest.approx(25 / 225), "a shard in hand for 4 s: 25 rows a second at the most"
+    paces.counted(8.0, *workers[2], 100)
+    assert paces.share(8.0, workers[2], workers[:2], 100) == pytest.approx(12.5 / 112.5)
+    fresh = ("w3", 1)
+    assert paces.share(8.0, fresh, workers, 100) == pytest.approx(0.25), "one that is new counts as usual"
+
+
+def test_what_is_long_ago_is_forgotten() -> None:
+    paces, workers = Paces(), [("w0", 1), ("w1", 1)]
+    for one in workers:
+        paces.began(0.0, *one)
+    for step in range(1, 2001):
+        for one, rows in zip(workers, (100, 100 if step < 1000 else 10), strict=True):
+            paces.counted(float(step), *one, rows)
+    assert paces.share(2000.0, workers[1], workers[:1], 100) == pytest.approx(1 / 11, rel=0.05)
 
 
 @given(

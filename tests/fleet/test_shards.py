@@ -338,10 +338,23 @@ def test_who_has_nothing_gets_what_others_have_not_begun() -> None:
 
 def test_shards_get_smaller_towards_the_end() -> None:
     rig = begun(1000, shard_rows=100)
-    for worker in ("w0", "w1"):
-        rig.lease(worker)
-    sizes = [len(positions(rig.shard("w0", request))) for request in range(2, 12)]
+    sizes = []
+    for request in range(1, 7):
+        shards = {worker: rig.shard(worker, request) for worker in ("w0", "w1")}
+        sizes += [len(positions(shard)) for shard in shards.values()]
+        assert [rig.done(worker, shard) for worker, shard in shards.items()] == ["counted"] * 2
     assert sizes[0] == 100 and sizes == sorted(sizes, reverse=True) and min(sizes) >= 12 and sizes[-1] < 50
+
+
+def test_who_is_slow_gets_no_more_than_it_will_do_before_the_end() -> None:
+    rig = begun(1000, shard_rows=100)
+    slow = rig.shard("w1")
+    for request in range(1, 5):
+        rig.wait(1.0, "w0", "w1")
+        assert rig.done("w0", rig.shard("w0", request)) == "counted"
+    assert isinstance(rig.lease("w1", 2), m.Wait), "it has enough until the others are through"
+    assert rig.done("w1", slow) == "counted"
+    assert len(positions(rig.shard("w1", 3))) < 100 == len(positions(rig.shard("w0", 5)))
 
 
 def test_more_workers_while_there_is_work_for_them() -> None:

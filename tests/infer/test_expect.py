@@ -10,7 +10,7 @@ import pytest
 
 from shoestring.control.pools import PoolsConfig
 from shoestring.infer.config import InferConfig, LimitsConfig, ShardsConfig, StageConfig
-from shoestring.infer.expect import MOST_SHARDS, PER_WORKER, Expected, expect, shard_rows
+from shoestring.infer.expect import ALONE, MOST_SHARDS, PER_WORKER, Expected, expect, shard_rows
 from shoestring.infer.rehearsal import Rehearsal, StageCost
 from shoestring.infer.trial import Trial, columns, placed, table, tell
 
@@ -85,10 +85,10 @@ def job(rows: int, rows_per_s: float, workers: int = 2) -> Expected:
     ("rows", "rows_per_s", "expected", "why"),
     [
         (1_000_000, 100.0, 500, "10 s of work"),
-        (1_000, 1000.0, 125, f"{PER_WORKER} shards"),
+        (1_000, 1000.0, 42, f"{PER_WORKER} shards"),
         (3, 1000.0, 1, f"{PER_WORKER} shards"),
         (100_000_000, 10.0, 100_000_000 // MOST_SHARDS, f"{MOST_SHARDS} files"),
-        (1_000, 0.0, 125, f"{PER_WORKER} shards"),
+        (1_000, 0.0, 42, f"{PER_WORKER} shards"),
     ],
 )
 def test_shards_take_some_seconds_and_are_neither_few_nor_many(
@@ -96,6 +96,11 @@ def test_shards_take_some_seconds_and_are_neither_few_nor_many(
 ) -> None:
     found, reason = shard_rows(ShardsConfig(), LimitsConfig(), job(rows, rows_per_s), 1.0, 2**40)
     assert found == expected and why in reason
+
+
+def test_who_is_alone_gets_larger_shards_for_nobody_waits_for_it() -> None:
+    found, reason = shard_rows(ShardsConfig(), LimitsConfig(), job(1_000, 1000.0, workers=1), 1.0, 2**40)
+    assert found == 250 and f"{ALONE} shards" in reason
 
 
 def test_shards_fit_into_memory_and_a_set_size_is_kept() -> None:
