@@ -27,7 +27,7 @@ from tests.waiting import wait_until
 
 PORT = 6379
 HEAD, FIRST, SECOND, LATE = 0, 1, 2, 3
-ROWS, SHARD_ROWS = 12_000, 50
+ROWS, SHARD_ROWS = 30_000, 50
 STAGE = """
 import os
 import time
@@ -41,11 +41,15 @@ class Work:
 """
 
 
+def namespace(lab: Lab, host: int) -> int:
+    """The number of a host's network, which the stage tells with each row."""
+    with open(lab.hosts[host].netns_path) as net:
+        return os.fstat(net.fileno()).st_ino
+
+
 def kill_host(lab: Lab, host: int) -> int:
     """SIGKILL to every process of the lab in a host; how many there were."""
-    with open(lab.hosts[host].netns_path) as net:
-        inode = os.fstat(net.fileno()).st_ino
-    killed = 0
+    inode, killed = namespace(lab, host), 0
     for pid in processes_of(lab.name):
         with contextlib.suppress(OSError):
             if os.stat(f"/proc/{pid}/ns/net").st_ino == inode:
@@ -54,9 +58,12 @@ def kill_host(lab: Lab, host: int) -> int:
     return killed
 
 
-def parts(folder: Path) -> int:
-    """Files of output that are published."""
-    return len(list(folder.glob("part-*")))
+def workers_in(folder: Path) -> set[int]:
+    """Networks of the hosts that have rows in published output."""
+    found: set[int] = set()
+    for part in folder.glob("part-*"):
+        found |= set(pq.read_table(part, columns=["net"])["net"].to_pylist())
+    return found
 
 
 @pytest.mark.ray
@@ -107,7 +114,8 @@ def test_each_row_comes_out_once_where_a_host_dies_and_another_comes(
         node(SECOND, f"--address={address}", "--num-cpus=1")
         with (tmp_path / "said").open("wb") as said:
             driver = lab.spawn(HEAD, words, here | {"RAY_ADDRESS": address}, ROOT, stdout=said)
-            assert wait_until(lambda: parts(output) > 8 or driver.poll() is not None, 120.0)
+            both = {namespace(lab, FIRST), namespace(lab, SECOND)}
+            assert wait_until(lambda: workers_in(output) == both or driver.poll() is not None, 120.0)
             assert driver.poll() is None, (tmp_path / "said").read_text()[-3000:]
             assert kill_host(lab, SECOND) > 2, "a node, its agents, a worker"
             node(LATE, f"--address={address}", "--num-cpus=1")
