@@ -11,8 +11,9 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -40,6 +41,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.xdist_group("exclusive"))
     items.sort(key=lambda item: not any(item.get_closest_marker(marker) for marker in FIRST))
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Any]:
+    """A PostgreSQL server that answers (`tests.data.postgres.Server`); tests that kill it start it again."""
+    from tests.data.postgres import MISSING, Server, binaries  # only who asks for it needs its packages
+
+    if binaries() is None:
+        pytest.skip(MISSING)
+    server = Server()
+    server.start()
+    yield server
+    server.close()
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from shoestring.base.clock import SystemClock
 
 
-def wait_until(condition: Callable[[], object], timeout_s: float = 5.0) -> bool:
+def wait_until(condition: Callable[[], object], timeout_s: float = 10.0) -> bool:
     """Look until it holds; False when it does not in time."""
     clock = SystemClock()
     until_s = clock.now() + timeout_s

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.common import RESULTS, commit, end_in_order, finish, machine, other_machine
 from benchmarks.infer import even, faults, peers, pipeline, ray_faults, regroup, rows
 from benchmarks.lab import require
+from benchmarks.network.arms import PartError
 
 KEYS = (
     "pipeline_vs_naive", "regroup_vs_naive", "vs_ray_uniform", "vs_ray_skewed", "ledger_vs_even",
@@ -189,14 +190,14 @@ def joined(before: Found, found: Found) -> Found:
     """The runs of both; all else as it was found now. `earlier`: when and on what the others were measured.
 
     Raises:
-        SystemExit: the two were measured in another setting.
+        PartError: the two were measured in another setting.
     """
     settings = [
         {key: value for key, value in one.items() if key in ("rows", "images", "batch", "workers", "skew")}
         for one in (before, found)
     ]
     if json.dumps(settings[0]) != json.dumps(settings[1]):
-        raise SystemExit(f"recorded with {settings[0]}, now {settings[1]}: measure the part anew")
+        raise PartError(f"recorded with {settings[0]}, now {settings[1]}", "measure the part anew")
     together = {**found, "runs": before["runs"] + found["runs"], "failed": before["failed"] | found["failed"]}
     earlier = before["earlier"] if "earlier" in before else []
     together["earlier"] = [*earlier, {key: before[key] for key in ("taken", "machine") if key in before}]

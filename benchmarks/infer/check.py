@@ -84,9 +84,11 @@ def ids_of(folder: Path, total: int, column: str = "id") -> Ids:
     return compare(np.concatenate(found) if found else np.empty(0, np.int64), total, errors)
 
 
-def wrong_values(
-    folder: Path, value: Callable[[NDArray[np.int64]], NDArray[np.float64]], column: str = "value"
-) -> int:
+Values = Callable[[NDArray[np.int64]], NDArray[np.float64]]
+"""What a stage makes of ids."""
+
+
+def wrong_values(folder: Path, value: Values, column: str = "value") -> int:
     """Rows whose `column` is not `value(id)`; rows with an error have none and are not looked at.
 
     Raises:
@@ -108,11 +110,12 @@ class Same:
     Args:
         total: rows that went in.
         column: of the values.
+        right: of ids, where the right values are cheap to say; None: those of the first arm.
     """
 
-    def __init__(self, total: int, column: str) -> None:
+    def __init__(self, total: int, column: str, right: Values | None = None) -> None:
         self._total, self._column = total, column
-        self._first: NDArray[np.float64] | None = None
+        self._first = right(np.arange(total)) if right is not None else None
 
     def check(self, folder: Path) -> None:
         """Raises PartError: the arms have not done equal work."""

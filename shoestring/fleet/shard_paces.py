@@ -30,8 +30,12 @@ class Paces:
         self._of.setdefault((worker, incarnation), _Pace(now))
 
     def counted(self, now: float, worker: str, incarnation: int, rows: int) -> None:
-        """A shard of it counts."""
-        pace = self._of.setdefault((worker, incarnation), _Pace(now))
+        """A shard of it counts, if it is known when its first one began: a coordinator that came back knows
+        it not."""
+        if (worker, incarnation) not in self._of:
+            self.began(now, worker, incarnation)
+            return
+        pace = self._of[worker, incarnation]
         pace.rows += rows
         if now - pace.since_s > REMEMBERED_S:
             pace.since_s, pace.rows = (now + pace.since_s) / 2, pace.rows / 2

@@ -48,6 +48,15 @@ def test_other_values_are_no_equal_work(tmp_path: Path) -> None:
         same.check(tmp_path)
 
 
+def test_the_first_arm_too_is_held_to_values_that_are_known(tmp_path: Path) -> None:
+    same = Same(2, "value", lambda ids: ids * 2.0)
+    pq.write_table(pa.table({"id": [0, 1], "value": [0.0, 2.0]}), tmp_path / "a.parquet")
+    same.check(tmp_path)
+    pq.write_table(pa.table({"id": [0, 1], "value": [0.0, 3.0]}), tmp_path / "a.parquet")
+    with pytest.raises(PartError, match=r"has 3.0, not 2.0"):
+        same.check(tmp_path)
+
+
 def test_a_torn_file_of_output_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     with pytest.raises(PartError):

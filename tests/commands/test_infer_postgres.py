@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,11 @@ from shoestring.base.record import Events, read_events
 from shoestring.data.stores import SqlStore
 from tests.commands.infer_jobs import here, infer, output, words, write_csv, write_stage
 from tests.commands.journeys import start_shoestring
-from tests.data.postgres import MISSING, Server, binaries
+from tests.data.postgres import Server
 from tests.waiting import wait_until
 
 ROWS = 300
 NOWHERE = "postgresql+psycopg://me:secret@127.0.0.1:9/none"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    if binaries() is None:
-        pytest.skip(MISSING)
-    made = Server()
-    made.start()
-    yield made
-    made.close()
 
 
 def away(log: Events) -> list[str]:
@@ -58,11 +47,11 @@ def slow_words(folder: Path, url: str) -> list[str]:
 
 
 @pytest.mark.faults
-def test_the_server_dies_and_comes_back_and_each_row_is_there_once(tmp_path: Path, server: Server) -> None:
-    command = slow_words(tmp_path, server.url())
+def test_the_server_dies_and_comes_back_and_each_row_is_there_once(tmp_path: Path, postgres: Server) -> None:
+    command = slow_words(tmp_path, postgres.url())
     process = start_shoestring(*command)
     assert wait_until(lambda: list((tmp_path / "out").glob("part-*")) or process.poll() is not None, 60.0)
-    server.restart()
+    postgres.restart()
     said, wrong = process.communicate(timeout=100)
     assert process.returncode == 0, wrong + said
     assert json.loads(said)["status"] == "finished"

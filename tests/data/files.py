@@ -5,9 +5,11 @@ from __future__ import annotations
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pyarrow.parquet
+import pytest
 import zstandard
 
 from shoestring.data.readers import Document, SkippedFile, read_file
@@ -67,3 +69,16 @@ def read(file: SourceFile, field: str = "text") -> tuple[list[Document], list[Sk
 def small_tokenizer() -> TextTokenizer:
     """Learned from a few lines."""
     return train_tokenizer([TEXT.encode()] * 3, 300)
+
+
+def count_opens(monkeypatch: pytest.MonkeyPatch, module: Any) -> list[SourceFile]:
+    """Each time that a module opens a file, from now on."""
+    seen: list[SourceFile] = []
+
+    class Counted(module.opened):  # type: ignore[misc,name-defined]
+        def __init__(self, file: SourceFile) -> None:
+            seen.append(file)
+            super().__init__(file)
+
+    monkeypatch.setattr(module, "opened", Counted)
+    return seen

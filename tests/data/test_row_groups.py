@@ -14,6 +14,7 @@ import pytest
 from shoestring.data import row_groups
 from shoestring.data.row_groups import RowGroups
 from shoestring.data.sources import SourceFile, files_of
+from tests.data.files import count_opens
 from tests.seeds import few
 
 NAMES = ["x", "y"]
@@ -30,15 +31,7 @@ def written(folder: Path, rows: int = 1000, group: int = 250) -> SourceFile:
 @pytest.fixture
 def opens(monkeypatch: pytest.MonkeyPatch) -> list[SourceFile]:
     """Each time that a file is opened."""
-    seen: list[SourceFile] = []
-
-    class Counted(row_groups.opened):
-        def __init__(self, file: SourceFile) -> None:
-            seen.append(file)
-            super().__init__(file)
-
-    monkeypatch.setattr(row_groups, "opened", Counted)
-    return seen
+    return count_opens(monkeypatch, row_groups)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 1 << 20])

@@ -13,7 +13,7 @@ from shoestring.data import row_cursors, row_lines
 from shoestring.data.row_cursors import Cursors
 from shoestring.data.row_index import GONE, RowIndex, RowSourceConfig, read_rows
 from shoestring.data.sources import SourceFile
-from tests.data.files import write
+from tests.data.files import count_opens, write
 from tests.seeds import few
 
 ROWS, LIMIT = 900, 1 << 20
@@ -36,15 +36,7 @@ def values(index: RowIndex, start: int, stop: int, cursors: Cursors | None) -> l
 @pytest.fixture
 def opens(monkeypatch: pytest.MonkeyPatch) -> list[SourceFile]:
     """Each time that a file is opened to read from it."""
-    seen: list[SourceFile] = []
-
-    class Counted(row_cursors.opened):
-        def __init__(self, file: SourceFile) -> None:
-            seen.append(file)
-            super().__init__(file)
-
-    monkeypatch.setattr(row_cursors, "opened", Counted)
-    return seen
+    return count_opens(monkeypatch, row_cursors)
 
 
 @pytest.mark.parametrize("name", NAMES)

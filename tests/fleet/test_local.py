@@ -26,17 +26,9 @@ from shoestring.fleet.supervisor import Interrupts
 from tests.fleet.conformance import SAMPLES, events, final_counts, launch
 from tests.fleet.test_transports import LocalTransport
 from tests.fleet.toys import Toy
+from tests.waiting import wait_until
 
 CLOCK = SystemClock()
-
-
-def wait_until(condition: object, patience_s: float = 10.0) -> None:
-    """Poll a condition (a function without arguments) until it holds."""
-    assert callable(condition)
-    until_s = CLOCK.now() + patience_s
-    while not condition():
-        assert CLOCK.now() < until_s, "it did not come true"
-        CLOCK.sleep(0.01)
 
 
 def children_of(pid: int) -> set[int]:
@@ -59,12 +51,12 @@ def test_nobody_outlives_a_supervisor_that_is_killed(tmp_path: Path) -> None:
         "LocalTransport().run(launch(Path(sys.argv[1]), Toy(100_000, step_s=0.02), 2))\n"
     )
     supervisor = subprocess.Popen([sys.executable, "-c", program, str(tmp_path)])
-    wait_until(lambda: len(children_of(supervisor.pid)) == 3, 30.0)
+    assert wait_until(lambda: len(children_of(supervisor.pid)) == 3, 30.0)
     children = children_of(supervisor.pid)
     assert all(running(pid) for pid in children)
     supervisor.kill()
     supervisor.wait()
-    wait_until(lambda: not any(running(pid) for pid in children))
+    assert wait_until(lambda: not any(running(pid) for pid in children))
 
 
 @pytest.mark.faults
@@ -239,7 +231,7 @@ def test_how_a_child_ended_and_what_it_said(tmp_path: Path, body: object, code: 
     (tmp_path / "log").write_text("of an earlier process\n")
     child = fork_child(body, tmp_path / "log")
     ended = []
-    wait_until(lambda: ended.append(child.poll()) or ended[-1] is not None)
+    assert wait_until(lambda: ended.append(child.poll()) or ended[-1] is not None)
     assert ended[-1].code == code
     assert words in ended[-1].words and "earlier" not in ended[-1].words
 
@@ -269,7 +261,7 @@ def test_a_child_holds_none_of_its_parents_files(tmp_path: Path) -> None:
     secret = (tmp_path / "secret").open("w")
     child = fork_child(_lists_descriptors, tmp_path / "log")
     ended = []
-    wait_until(lambda: ended.append(child.poll()) or ended[-1] is not None)
+    assert wait_until(lambda: ended.append(child.poll()) or ended[-1] is not None)
     secret.close()
     held = {line.partition(": ")[2] for line in ended[-1].words.splitlines() if line.startswith("held")}
     allowed = {"/dev/null", str(tmp_path / "log")}
@@ -281,6 +273,6 @@ def test_an_object_of_the_parent_closes_nothing_of_the_child(tmp_path: Path) -> 
     PARENTS.append((tmp_path / "parents").open("w"))
     child = fork_child(_lets_an_object_of_its_parent_go, tmp_path / "log")
     ended = []
-    wait_until(lambda: ended.append(child.poll()) or ended[-1] is not None)
+    assert wait_until(lambda: ended.append(child.poll()) or ended[-1] is not None)
     PARENTS.clear()
     assert ended[-1].code == 5, ended[-1].words

@@ -50,6 +50,14 @@ def test_shares_follow_what_counts_and_who_takes_long() -> None:
     assert paces.share(8.0, fresh, workers, 100) == pytest.approx(0.25), "one that is new counts as usual"
 
 
+def test_a_shard_whose_beginning_nobody_knows_tells_no_pace() -> None:
+    paces, workers = Paces(), [("w0", 1), ("w1", 1)]
+    paces.counted(10.0, *workers[0], 100)  # the coordinator came back a moment before
+    assert paces.share(10.1, workers[0], workers[1:], 100) == 0.5
+    paces.counted(11.0, *workers[0], 100)
+    assert paces.share(11.0, workers[1], workers[:1], 100) == 0.5
+
+
 def test_what_is_long_ago_is_forgotten() -> None:
     paces, workers = Paces(), [("w0", 1), ("w1", 1)]
     for one in workers:

@@ -12,8 +12,8 @@ import pytest
 from shoestring.fleet.launch import Outcome
 from tests.fleet.conformance import Transport
 from tests.fleet.shard_conformance import ShardConformance, ShardProcessConformance, all_of, job, written
-from tests.fleet.test_local import wait_until
 from tests.fleet.test_transports import InProcessTransport, LocalTransport
+from tests.waiting import wait_until
 
 
 class TestInProcess(ShardConformance):
@@ -40,7 +40,7 @@ PROGRAM = (
 def test_everything_killed_at_once_and_started_again(tmp_path: Path) -> None:
     for files in (3, 8):
         supervisor = subprocess.Popen([sys.executable, "-c", PROGRAM, str(tmp_path)])
-        wait_until(lambda most=files: len(list((tmp_path / "out").glob("*.parquet"))) >= most, 60.0)
+        assert wait_until(lambda most=files: len(list((tmp_path / "out").glob("*.parquet"))) >= most, 60.0)
         supervisor.kill()
         supervisor.wait()
         assert 0 < len(written(tmp_path)) < 300

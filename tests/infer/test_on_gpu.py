@@ -37,7 +37,9 @@ class Square:
         x = torch.as_tensor(batch["x"], dtype=torch.float32, device=self.device)
         y = x * x + self.weight.sum() * 0
         where = [str(x.device)] * len(batch)
-        return {"y": y.cpu().numpy(), "where": where, "pid": [os.getpid()] * len(batch)}
+        part = torch.cuda.get_per_process_memory_fraction(self.device)
+        pids, parts = [os.getpid()] * len(batch), [part] * len(batch)
+        return {"y": y.cpu().numpy(), "where": where, "pid": pids, "part": parts}
 
 class Dies(Square):
     """Its first process is killed at a row in the middle."""
@@ -109,6 +111,7 @@ batch = 50
     )
     table, _ = infer(rows, "", str(rows / "job.toml"))
     assert set(table["where"].to_pylist()) == {"cuda:0"}
+    assert set(table["part"].to_pylist()) == {0.5}, "each is held to its part"
     assert (rows / "mark").exists() and len(set(table["pid"].to_pylist())) >= 2
 
 
