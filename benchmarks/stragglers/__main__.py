@@ -63,6 +63,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", default="", help=f"some of {', '.join(CASES)}")
     parser.add_argument("--arms", default="", help="some of the arms")
+    parser.add_argument("--month", action="store_true", help="simulate the month anew, also with --add")
     parser.add_argument(
         "--add",
         action="store_true",
@@ -76,7 +77,7 @@ def main() -> None:
         "seeds": seeds, "workers": WORKERS, "full_cores": FULL, "slow": SLOW, "batch": BATCH,
         "micro_batch": MICRO_BATCH,
     }  # fmt: skip
-    earlier = _recorded(setting) if options.add else _Recorded({}, {})  # before hours of work
+    earlier = _recorded(setting) if options.add else _Recorded({}, {}, None)  # before hours of work
     chosen = options.only.split(",") if options.only else list(CASES)
     kept = options.arms.split(",") if options.arms else [arm for _, arms, _ in PLAN for arm in arms]
     plan = (
@@ -98,12 +99,13 @@ def main() -> None:
     samples: dict[str, Any] = {"runs": runs, "failed": failed, "calibration": _calibration(runs)}
     if (error := samples["calibration"]["error_median"]) is not None:
         figures["simulation_error_median"] = round(error, 4)
-    days, workers = (0.2, 100) if options.quick else (DAYS, MANY)
     samples["taken"] = taken
-    samples["month"] = month(workers, days)
+    samples["month"] = None if options.month else earlier.month
+    if samples["month"] is None:
+        samples["month"] = month(*((100, 0.2) if options.quick else (MANY, DAYS)))
+        if not options.quick:
+            draw(samples["month"], ROOT / "docs" / "month.png")
     figures["month_vs_static"] = round(samples["month"]["nd_vs_static"], 3)
-    if not options.quick:
-        draw(samples["month"], ROOT / "docs" / "month.png")
     configuration = {
         "quick": options.quick, **setting, "plan": _plan_of(runs),
     }  # fmt: skip
@@ -158,17 +160,18 @@ def _lean(run: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """Runs by case and arm, and when and of which commit each arm of a case was taken."""
+    """Runs by case and arm, when and of which commit each arm was taken, and the simulated month."""
 
     runs: Runs
     taken: dict[str, str]
+    month: dict[str, Any] | None
 
 
 def _recorded(setting: dict[str, Any]) -> _Recorded:
     """What the record has, if it was taken in this very setting."""
     path = RESULTS / "stragglers.json"
     if not path.exists():
-        return _Recorded({}, {})
+        return _Recorded({}, {}, None)
     record = json.loads(path.read_text())
     other = {
         name: record["configuration"][name]
@@ -185,7 +188,8 @@ def _recorded(setting: dict[str, Any]) -> _Recorded:
         for case, arms in runs.items()
         for arm in arms
     }
-    return _Recorded(runs, when | {name: told for name, told in known.items() if name in when})
+    when |= {name: told for name, told in known.items() if name in when}
+    return _Recorded(runs, when, record["samples"]["month"] if "month" in record["samples"] else None)
 
 
 def _joined(earlier: Runs, runs: Runs) -> Runs:

@@ -18,6 +18,9 @@ from shoestring.control.decisions import (
 from shoestring.control.gains import listed, with_lr, worth
 
 WHOLE = 1e-9
+REFINE = 0.5
+"""Of the gain that a change has to promise under other policies: what is known of machines of their own gets
+better while the window fills, and a split anew costs nothing."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ def dd(now: float, state: ControlState, options: PolicyOptions) -> Decision:
     now_s = _seconds_now(slowest, state)
     gain, least = (
         1.0 - split.took_s / now_s,
-        worth(state.workers[slowest].long, (view.long for view in state.workers.values()), options),
+        worth(state.workers[slowest].long, (v.long for v in state.workers.values()), options, REFINE),
     )
     predicted = {"step_time_ratio": split.took_s / now_s, "compute_s": split.took_s}
     if gain < least:

@@ -13,21 +13,24 @@ LR_STEP = 0.01
 SHOWN = 8
 
 
-def worth(critical: WindowView, windows: Iterable[WindowView], options: PolicyOptions) -> float:
+def worth(
+    critical: WindowView, windows: Iterable[WindowView], options: PolicyOptions, times: float = 1.0
+) -> float:
     """The gain that a change has to promise: what the settings ask for, and more than noise can feign.
 
     Args:
         critical: of the worker that the others wait for now.
         windows: of all workers.
+        times: of what is asked for otherwise.
 
     A step waits for its slowest worker, so who that is goes by the largest of n errors: for normal ones some
     sqrt(2 ln n) of them. One more of its own, as the split in force goes back to a measurement, too.
     """
     errors = [window.error for window in windows]
     if not errors:
-        return options.min_gain
+        return times * options.min_gain
     usual = statistics.median(errors) * math.sqrt(2.0 * math.log(len(errors)))
-    return max(options.min_gain, options.sure * (critical.error + usual))
+    return times * max(options.min_gain, options.sure * (critical.error + usual))
 
 
 def with_lr(decision: Decision, state: ControlState, options: PolicyOptions) -> Decision:

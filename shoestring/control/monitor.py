@@ -21,6 +21,9 @@ JUMP, CERTAIN, LEAST_SCATTER = 0.5, 8.0, 0.05
 is taken for."""
 ENOUGH = 10
 """Reports that tell by themselves how much they scatter."""
+FEWEST = 3
+"""Reports that the short window keeps for as long as the long one does: where steps are longer than it, it
+would know nothing, and nobody could be found whose slowness makes them so."""
 TELLING = 0.005
 """Share of the spread of batch sizes below which passes and samples cannot be told apart (1 - cos²)."""
 
@@ -108,10 +111,12 @@ class Window:
         fresh: forget what was before a change of speed. Averages over both would steer by a speed that a
             worker never had. A change is when the newest `RECENT` reports differ from those before by more
             than noise explains, and by more than `CHANGE` (adaptive windowing in its simplest form; ours).
+        longest_s: the `FEWEST` newest reports are kept for so long; 0: no longer than others.
     """
 
-    def __init__(self, span_s: float, fresh: bool = False) -> None:
+    def __init__(self, span_s: float, fresh: bool = False, longest_s: float = 0.0) -> None:
         self._span_s = span_s
+        self._longest_s = max(span_s, longest_s)
         self._fresh = fresh
         self._scatter = 0.0
         self._known = 0.0
@@ -210,6 +215,8 @@ class Window:
 
     def _forget(self, now: float) -> None:
         while self._seen and self._seen[0].at_s < now - self._span_s:
+            if len(self._seen) <= FEWEST and self._seen[0].at_s >= now - self._longest_s:
+                break
             self._count(self._seen.popleft(), -1)
         if not self._seen:
             self._empty()  # ends the drift of adding and subtracting floats
@@ -275,7 +282,10 @@ class Monitor:
         watched = self._workers[worker] if worker in self._workers else None
         if watched is None:
             watched = _Watched(
-                Window(self._short_s, fresh=True), Window(self._long_s), Slices(self._long_s), seen
+                Window(self._short_s, fresh=True, longest_s=self._long_s),
+                Window(self._long_s),
+                Slices(self._long_s),
+                seen,
             )
             self._workers[worker] = watched
         watched.last = seen

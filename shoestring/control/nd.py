@@ -7,12 +7,14 @@ import statistics
 from bisect import bisect_left
 
 from shoestring.control.decisions import AdjustBatch, ControlState, Decision, PolicyOptions, Restart
-from shoestring.control.gains import told_speeds, with_lr, worth
+from shoestring.control.gains import listed, told_speeds, with_lr, worth
 
 SEEN = 0.5
-"""Part of the others that must have been seen in a slice of the long window, to say what is usual."""
+"""Part of the workers that must have been seen, in a slice of the long window or at all: or none is usual."""
 FIRST_GAIN = 0.5
 """What a split after a single report of each worker has to save: noise does not make a step twice as long."""
+AT_ONCE = 0.1
+"""Part of the workers that are restarted together at most: the fleet pauses once for all of them."""
 NO_BETTER = 1.2
 """Who is not that many times faster than before its last restart has not been helped by it."""
 
@@ -26,12 +28,29 @@ def nd(now: float, state: ControlState, options: PolicyOptions) -> Decision:
     as the split is right. Thresholds, the slices of the long window and the weighing of a restart against
     what is left of the run are ours.
     """
-    return _restart(now, state, options) or with_lr(_proportional(state, options), state, options)
+    split = with_lr(_proportional(state, options), state, options)
+    return _both(_restart(now, state, options), split)
 
 
 def restart(now: float, state: ControlState, options: PolicyOptions) -> Decision:
     """A new start for who stays slow, as `nd` has it, and nothing else."""
     return _restart(now, state, options) or Decision((), "nobody is slow for good")
+
+
+def _both(restarts: Decision | None, split: Decision) -> Decision:
+    """Where many are restarted over hours, splits must not wait until that is over."""
+    if restarts is None:
+        return split
+    if not split.actions:
+        return restarts
+    ratios = [
+        one.predicted["step_time_ratio"] for one in (restarts, split) if "step_time_ratio" in one.predicted
+    ]
+    return Decision(
+        (*split.actions, *restarts.actions),
+        f"{restarts.reason}; {split.reason}",
+        {"step_time_ratio": math.prod(ratios)},
+    )
 
 
 def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
@@ -42,8 +61,8 @@ def _proportional(state: ControlState, options: PolicyOptions) -> Decision:
         for w, speed in speeds.items()
         if views[w].short.reports >= options.min_reports or views[w].short.changed
     }
-    if len(known) < len(speeds) == len(views):
-        # Some have told too little: a step is planned when its first member asks. What is plain is plain.
+    if len(known) < len(speeds) and len(speeds) > SEEN * len(views):
+        # Some have told too little. What is plain is plain.
         early = _split(speeds, state, options, FIRST_GAIN)
         if early.actions or not known:
             return early
@@ -87,26 +106,37 @@ def _floored(shares: dict[str, float], floor: float) -> dict[str, float]:
 
 
 def _restart(now: float, state: ControlState, options: PolicyOptions) -> Decision | None:
-    """A new start for the slowest of those that are slow for good, where it pays."""
+    """A new start for the slowest of those that are slow for good, where it pays for each of them."""
     slow = {name: ratio for name, ratio in _slowness(state, options).items() if ratio > options.slow_factor}
-    for name in sorted(slow, key=lambda one: (-slow[one], one)):
-        if not _may_help(now, name, state, options):
-            continue
-        speeds = {w: v.long.samples_per_s for w, v in state.workers.items()}
-        others = statistics.median(v for w, v in speeds.items() if w != name)
-        ratio = sum(speeds.values()) / (sum(speeds.values()) - speeds[name] + others)
-        cost_s = state.restart_s or options.restart_cost_s
-        saved_s = state.remaining_s * (1.0 - ratio)
-        if saved_s <= cost_s:
-            continue
-        saves = "much of what is left" if math.isinf(saved_s) else f"{saved_s:.0f} s of what is left"
-        return Decision(
-            (Restart(name),),
-            f"{name} has been at least {slow[name]:.1f} times slower than the others all through the long "
-            f"window: a new start costs some {cost_s:.0f} s and may save {saves}",
-            {"step_time_ratio": ratio},
-        )
-    return None
+    speeds = {w: v.long.samples_per_s for w, v in state.workers.items()}
+    total = sum(speeds.values())
+    usual = (
+        statistics.median(v for w, v in speeds.items() if w not in slow) if len(slow) < len(speeds) else 0.0
+    )
+    cost_s = state.restart_s or options.restart_cost_s
+
+    def ratio(*names: str) -> float:
+        return total / (total + sum(usual - speeds[name] for name in names))
+
+    chosen = [
+        name
+        for name in sorted(slow, key=lambda one: (-slow[one], one))
+        if _may_help(now, name, state, options) and state.remaining_s * (1.0 - ratio(name)) > cost_s
+    ][: max(1, int(AT_ONCE * len(speeds)))]
+    if not chosen:
+        return None
+    saved_s = state.remaining_s * (1.0 - ratio(*chosen))
+    saves = "much of what is left" if math.isinf(saved_s) else f"{saved_s:.0f} s of what is left"
+    return Decision(
+        tuple(Restart(name) for name in chosen),
+        f"{_who(chosen)} been at least {slow[chosen[-1]]:.1f} times slower than the others all through the "
+        f"long window: a new start costs some {cost_s:.0f} s and may save {saves}",
+        {"step_time_ratio": ratio(*chosen)},
+    )
+
+
+def _who(names: list[str]) -> str:
+    return f"{names[0]} has" if len(names) == 1 else f"{listed(names)} have"
 
 
 def _may_help(now: float, name: str, state: ControlState, options: PolicyOptions) -> bool:

@@ -170,7 +170,9 @@ class Coordinator(Overseer):
             return m.Dismissed("this state belongs to a past that the fleet has left")
         self._members.heard(now, request.worker, "next", 0.0)
         self._members.advanced(request.worker, request.step)
-        if request.report is not None and request.step not in self._seen_reports(round_, request.worker):
+        told = round_.was_ready(request.worker, request.step)
+        told = told or request.step in self._seen_reports(round_, request.worker)
+        if request.report is not None and not told:
             self._steering.observe(now, request.worker, request.report)
         round_.note_applied(request.worker, request.step, request.report)
         self._confirm(now, round_)
@@ -199,7 +201,9 @@ class Coordinator(Overseer):
         return m.Ack()
 
     def _ready(self, now: float, round_: RoundState, request: m.Ready) -> m.Reply:
-        latecomers.note_ready(now, round_, request.worker, request.step)
+        if latecomers.note_ready(now, round_, request.worker, request.step):
+            done = m.StepReport(request.samples, request.compute_s, 0.0, passes=request.passes)
+            self._steering.observe(now, request.worker, done)
         return m.Ack()
 
     def _lagging(self, now: float, round_: RoundState, request: m.Lagging) -> m.Reply:

@@ -11,10 +11,12 @@ PATIENCE = 0.1
 """A late worker asks again after that part of the time since the step was planned."""
 
 
-def note_ready(now: float, round_: RoundState, worker: str, step: int) -> None:
-    """A worker has computed its part; repeated messages change nothing."""
-    if step > round_.confirmed():
-        round_.ready.setdefault(step, {}).setdefault(worker, now)
+def note_ready(now: float, round_: RoundState, worker: str, step: int) -> bool:
+    """A worker has computed its part; repeated messages change nothing. Whether this was the first."""
+    if step <= round_.confirmed() or round_.was_ready(worker, step):
+        return False
+    round_.ready.setdefault(step, {})[worker] = now
+    return True
 
 
 def verdict(now: float, round_: RoundState, worker: str, step: int, backups: tuple[int, float]) -> Verdict:

@@ -118,6 +118,10 @@ class RoundState:
         if report is not None:
             self.reports.setdefault(step, {}).setdefault(name, report)
 
+    def was_ready(self, name: str, step: int) -> bool:
+        """Whether a member has said that its part of a step is computed."""
+        return step in self.ready and name in self.ready[step]
+
     def confirmed(self) -> int:
         """The newest step that every member has applied; -1 before all were heard."""
         return min(self.applied.values()) if len(self.applied) == len(self.members) else -1

@@ -13,6 +13,10 @@ from shoestring.control.splits import split
 from shoestring.fleet.messages import Order, OutOfMemory, StepReport
 from shoestring.fleet.persisted import Log
 
+STATIC = ("none", "fixed")
+"""Policies that go by no speed."""
+LONG_S = 0.1
+"""A step of that many seconds, for all its members, is worth a message more of each that tells its speed."""
 SPARE = 1.3
 """What a worker gets for a stretch, in what it is expected to do in it."""
 
@@ -60,6 +64,7 @@ class Steering:
         self._leaving: dict[str, Leave] = {}
         self._away: dict[str, _Away] = {}
         self._restart_s = 0.0
+        self._step_s = math.inf
 
     # --- what it is told -----------------------------------------------------------------------
 
@@ -108,6 +113,7 @@ class Steering:
 
     def step_took(self, step: int, seconds: float) -> None:
         """All members have taken a step."""
+        self._step_s = seconds
         effect = self._controller.step_took(seconds)
         if effect is None:
             return
@@ -224,6 +230,7 @@ class Steering:
             passes=max(-(-samples // size(name, batch)) for name, samples in parts.items()),
             lr_factor=self._controller.lr_factor,
             backups=self.backups[0],
+            tell=bool(self.backups[0]) or (self._policy not in STATIC and self._step_s >= LONG_S),
             window_s=window_s,
         )
 

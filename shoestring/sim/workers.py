@@ -311,7 +311,7 @@ class Worker:
         self._report_failures(
             order,
             positions[:kept],
-            lambda good: self._tell(request, lambda: self._contribute(order, good, took_s, begun)),
+            lambda good: self._tell(request, lambda: self._through(order, good, took_s, begun)),
         )
 
     def _computed(self, computing: Computing) -> None:
@@ -322,12 +322,13 @@ class Worker:
         positions = [p for start, stop in order.ranges for p in range(start, stop)]
         self._report_failures(order, positions, lambda good: self._through(order, good, computing.took_s))
 
-    def _through(self, order: m.Order, good: list[int], took_s: float) -> None:
-        if not order.backups:
-            self._contribute(order, good, took_s)
+    def _through(self, order: m.Order, good: list[int], took_s: float, begun: int = 0) -> None:
+        if not order.tell:
+            self._contribute(order, good, took_s, begun)
             return
-        request = m.Ready(self.name, self.incarnation, self._here().round_id, order.step)
-        self._tell(request, lambda: self._contribute(order, good, took_s))
+        samples = max(len(good), begun)
+        request = m.Ready(self.name, self.incarnation, self._here().round_id, order.step, samples, took_s)
+        self._tell(request, lambda: self._contribute(order, good, took_s, begun))
 
     def _report_failures(
         self, order: m.Order, positions: list[int], go_on: Callable[[list[int]], None]

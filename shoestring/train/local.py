@@ -95,6 +95,8 @@ class LocalSteps:
                 self._seat.failed(round_.round_id, order.step, tuple(part.failures.items()))
             if left := part.after(part.begun):
                 self._seat.give_back(round_.round_id, order.step, left)
+            if order.tell:
+                self._seat.ready(round_.round_id, order.step, samples, watch.seconds(), max(1, part.begun))
             began_s = self._clock.now()
             with self._seat.phase("exchange"):
                 shown = self._synchronise(group, order, total, local_steps, samples)

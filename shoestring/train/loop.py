@@ -65,6 +65,11 @@ class Done:
     size: int = 0
     begun: int = 0
 
+    @property
+    def counted(self) -> int:
+        """Samples that its time tells of: whoever was stopped is at most as quick as what it had begun."""
+        return max(self.samples, self.begun)
+
 
 class Trainer:
     """One worker's side of a training run.
@@ -99,6 +104,7 @@ class Trainer:
         self._lateness = Lateness(seat.lookout, config.compile)
         self._loss = torch.compile(task.loss) if config.compile else task.loss
         self._untold: tuple[int, m.StepReport | None] = (-1, None)
+        self._update_s = 0.0
         self._holder: Holder
         self._act: Callable[[Group, m.Round, m.Order], m.StepReport]
         if config.sync == "servers":
@@ -158,14 +164,18 @@ class Trainer:
         sums = done.sums
         watch.stop()
         waited_s = self._alignment.waited_s - waited_s
+        if order.tell:
+            # The update belongs to a step's work, and is still to come: the last one's.
+            own_s = watch.seconds() - waited_s + self._update_s
+            self._seat.ready(round_.round_id, order.step, done.counted, own_s, max(1, done.passes))
         computed_s = self._clock.now()
         with self._seat.phase("exchange"):
             sums.exchange(group, self._state.sharded)
         exchanged_s = self._clock.now()
         with self._seat.phase("update"):
             shown = self._update(group, sums, order)
-        update_s = self._clock.now() - exchanged_s
-        own_s = watch.seconds() - waited_s + update_s
+        self._update_s = self._clock.now() - exchanged_s
+        own_s = watch.seconds() - waited_s + self._update_s
         return m.StepReport(
             samples=done.samples,
             compute_s=own_s,
@@ -239,11 +249,7 @@ class Trainer:
             self._shrink(round_, order, done.size, too_large)
         if part.failures:
             self._seat.failed(round_.round_id, order.step, tuple(part.failures.items()))
-        if late:
-            done = self._drop(round_, order, part, done)
-        elif may_be_late:
-            self._seat.ready(round_.round_id, order.step)
-        return done
+        return self._drop(round_, order, part, done) if late else done
 
     def _run_passes(self, part: Passes, order: m.Order, done: Done) -> None:
         engine = self._state.sharded.engine

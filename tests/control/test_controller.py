@@ -248,6 +248,6 @@ def test_who_was_restarted_is_remembered_with_its_speed() -> None:
         for name, took_s in (("w0", 1.0), ("w1", 1.0), ("w2", 4.0)):
             monitor.observe(float(step * 2), name, 10, took_s)
     decision = control.decide(600.0, 1, FACTS)
-    assert decision is not None and decision.actions == (Restart("w2"),)
+    assert decision is not None and decision.actions[-1] == Restart("w2")
     (before,) = control.state(607.0, FACTS).restarts["w2"]
     assert (before.at_s, before.samples_per_s) == (600.0, pytest.approx(2.5))

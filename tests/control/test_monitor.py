@@ -14,12 +14,22 @@ from shoestring.control.monitor import SLICES, Monitor
 def test_the_short_window_forgets_and_the_long_one_remembers() -> None:
     monitor = Monitor(short_s=10.0, long_s=100.0)
     monitor.observe(0.0, "w0", samples=10, compute_s=1.0)
-    monitor.observe(20.0, "w0", samples=10, compute_s=2.0)
+    for at_s in (18.0, 19.0, 20.0):
+        monitor.observe(at_s, "w0", samples=10, compute_s=2.0)
     view = monitor.view(20.0, ("w0",))["w0"]
     assert view.short.samples_per_s == pytest.approx(5.0)
     assert view.short.batch_time_s == pytest.approx(2.0)
-    assert view.long.samples_per_s == pytest.approx(20 / 3)
+    assert view.long.samples_per_s == pytest.approx(40 / 7)
     assert view.last is not None and view.last.compute_s == 2.0
+
+
+def test_steps_longer_than_the_short_window_leave_it_what_it_needs() -> None:
+    monitor = Monitor(short_s=10.0, long_s=100.0)
+    for turn in range(5):
+        monitor.observe(20.0 * turn, "w0", samples=10, compute_s=20.0)
+    view = monitor.view(90.0, ("w0",))["w0"]
+    assert (view.short.reports, view.long.reports) == (3, 5)
+    assert monitor.view(190.0, ("w0",))["w0"].short.reports == 0, "but nothing older than the long window"
 
 
 def test_nothing_seen_and_everything_forgotten_look_the_same() -> None:

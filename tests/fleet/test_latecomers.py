@@ -113,3 +113,58 @@ def test_what_is_given_back_is_no_attempt_also_under_at_most_once(tmp_path: Path
     rig.tick(m.Exit("w0", 1, -9))  # what its lease still held is not done again
     rig.join("w1", step=0, last_round=1)
     assert rig.ledger.counts().skipped == 4
+
+
+# --- speeds before the exchange -----------------------------------------------------------------
+
+
+def take(rig: Rig, step: int, seconds: dict[str, float]) -> dict[str, m.Order]:
+    """Both compute their part of a step that lasts as long as the slower one, and tell before the exchange;
+    `w0` is the first to ask for the next one. Returns the orders of this step."""
+    orders = {}
+    for name in ("w0", "w1"):
+        report = m.StepReport(4, seconds[name], 0.1) if step > 1 else None
+        reply = rig.send(m.Next(name, 1, 1, step - 1, report))
+        assert isinstance(reply, m.Order)
+        orders[name] = reply
+    rig.now += max(seconds.values())
+    for name, order in orders.items():
+        if order.tell:
+            count = len(positions(order))
+            assert rig.send(m.Ready(name, 1, 1, step, count, seconds[name] * count / 4)) == m.Ack()
+    return orders
+
+
+def test_the_next_step_is_planned_by_all_speeds_of_this_one(tmp_path: Path) -> None:
+    rig = Rig(tmp_path, samples=64, control=ControlConfig(interval_s=0.0))
+    rig.begin()
+    first = take(rig, 1, {"w0": 1.0, "w1": 4.0})  # of new processes: not believed
+    second = take(rig, 2, {"w0": 1.0, "w1": 4.0})
+    third = take(rig, 3, {"w0": 1.0, "w1": 4.0})
+    assert all(order.tell for orders in (first, second, third) for order in orders.values())
+    sizes = [[len(positions(o)) for o in orders.values()] for orders in (first, second, third)]
+    assert sizes == [[4, 4], [4, 4], [6, 2]], "though w0 asks before w1 has reported its second step"
+
+
+def test_a_speed_that_was_told_before_the_exchange_counts_once(tmp_path: Path) -> None:
+    seen = {}
+    for told in (True, False):
+        control = ControlConfig(interval_s=1e9, policy="nd" if told else "none")
+        rig = Rig(tmp_path / str(told), samples=64, control=control)
+        rig.begin()
+        for step in range(1, 5):
+            take(rig, step, {"w0": 1.0, "w1": 1.0})
+        rig.next("w0", 4)
+        seen[told] = rig.coordinator._steering._monitor.view(rig.now, ("w0",))["w0"].short.reports
+    assert seen == {True: 3, False: 3}
+
+
+def test_short_steps_and_policies_that_go_by_no_speed_cost_no_message_more(tmp_path: Path) -> None:
+    rig = Rig(tmp_path / "nd", samples=64, control=ControlConfig(policy="nd"))
+    rig.begin()
+    assert take(rig, 1, {"w0": 0.05, "w1": 0.05})["w0"].tell, "nobody knows yet how long a step takes"
+    take(rig, 2, {"w0": 0.05, "w1": 0.05})
+    assert not take(rig, 3, {"w0": 0.05, "w1": 0.05})["w0"].tell
+    rig = Rig(tmp_path / "none", samples=64, control=ControlConfig(policy="none"))
+    rig.begin()
+    assert not take(rig, 1, {"w0": 5.0, "w1": 5.0})["w0"].tell
