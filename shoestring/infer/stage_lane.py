@@ -18,6 +18,13 @@ FULL_QUEUE = 4
 """Batches for each process of a stage that wait before it: with more, who fills the queue rests."""
 
 
+AHEAD_S = 0.5
+"""A batch that takes longer than that is not handed out ahead: beside it the time until an idle process has the
+next one does not count."""
+AHEAD_QUEUE = 2
+"""Batches for each process that must wait, for one to be handed out ahead: or others idle while it waits."""
+
+
 @dataclass(frozen=True)
 class StageRules:
     """How a stage's batches are made.
@@ -78,7 +85,9 @@ class StageLane:
     @property
     def depth(self) -> int:
         """Tasks that a process may have at a time."""
-        return self._pace.depth
+        many = AHEAD_QUEUE * self.sizes.size * max(1, self._bench.crew.target(self.name))
+        ahead = 0 < self._pace.typical_s < AHEAD_S and self._queue.size >= many
+        return 2 if ahead else self._pace.depth
 
     @property
     def enough(self) -> int:

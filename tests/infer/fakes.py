@@ -280,7 +280,7 @@ class FakeKid:
         elif self._orders:
             order = self._orders.popleft()
             self._do(order)
-        if self._orders:
+        if self._orders and self._ended is None:
             self._at_s = self._world.clock.now() + self._takes_s(self._orders[0])
 
     def _come_up(self) -> None:

@@ -404,3 +404,21 @@ def test_a_row_that_kills_its_process_shrinks_nothing() -> None:
     check(found, 2000)
     assert sizes_of(found).count(64) > 10
     assert not any("want of memory" in fault for fault in found.seat.faults)
+
+
+@pytest.mark.parametrize(("batch_s", "ahead"), [(0.2, True), (2.0, False)])
+def test_the_next_batch_is_handed_out_ahead_where_many_wait(batch_s: float, ahead: bool) -> None:
+    found = scene(one(StageAct(batch_s=batch_s)), 400, shard_rows=200, processes=2)
+    hands: list[tuple[int, int]] = []  # most tasks of a process; batches that wait, or are in hand
+
+    def note() -> bool:
+        held = [len(member.tasks) for member in found.engine._crew.members("a")]
+        waiting = -(-found.engine._stages["a"].waiting // 8)
+        hands.append((max(held, default=0), waiting + sum(held)))
+        return False
+
+    assert found.run(until=note)
+    check(found, 400)
+    assert any(most == 2 for most, _ in hands) == ahead
+    end = next(at for at in range(len(hands)) if all(left <= 2 for _, left in hands[at:]))
+    assert all(most <= 1 for most, _ in hands[end:]), "the last two are for two processes"
