@@ -19,8 +19,8 @@ FULL_QUEUE = 4
 
 
 AHEAD_S = 0.5
-"""A batch that takes longer than that is not handed out ahead: beside it the time until an idle process has the
-next one does not count."""
+"""A batch that takes longer than that is not handed out ahead: beside it the time until an idle process has
+the next one does not count."""
 AHEAD_QUEUE = 2
 """Batches for each process that must wait, for one to be handed out ahead: or others idle while it waits."""
 
