@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.common import RESULTS, ROOT, commit, end_in_order, finish, table
 from benchmarks.lab import require
 from benchmarks.network.arms import PartError, child
-from benchmarks.stragglers import ddp
+from benchmarks.stragglers import ddp, scale
 from benchmarks.stragglers.kept import Kept
 from benchmarks.stragglers.places import CASES, FULL, SLOW, WORKERS
 from benchmarks.stragglers.run import ASYNCHRONOUS, BATCH, MICRO_BATCH, control
@@ -64,6 +64,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help=f"some of {', '.join(CASES)}")
     parser.add_argument("--arms", default="", help="some of the arms")
     parser.add_argument("--month", action="store_true", help="simulate the month anew, also with --add")
+    parser.add_argument("--scale", action="store_true", help="measure decisions of thousands anew, likewise")
     parser.add_argument(
         "--add",
         action="store_true",
@@ -77,7 +78,7 @@ def main() -> None:
         "seeds": seeds, "workers": WORKERS, "full_cores": FULL, "slow": SLOW, "batch": BATCH,
         "micro_batch": MICRO_BATCH,
     }  # fmt: skip
-    earlier = _recorded(setting) if options.add else _Recorded({}, {}, None)  # before hours of work
+    earlier = _recorded(setting) if options.add else _Recorded({}, {}, None, None)  # before hours of work
     chosen = options.only.split(",") if options.only else list(CASES)
     kept = options.arms.split(",") if options.arms else [arm for _, arms, _ in PLAN for arm in arms]
     plan = (
@@ -105,6 +106,11 @@ def main() -> None:
         samples["month"] = month(*((100, 0.2) if options.quick else (MANY, DAYS)))
         if not options.quick:
             draw(samples["month"], ROOT / "docs" / "month.png")
+    samples["scale"] = None if options.scale else earlier.scale
+    if samples["scale"] is None:
+        samples["scale"] = scale.measure(scale.SIZES[:2] if options.quick else scale.SIZES)
+        scale.show(samples["scale"])
+    figures |= _of_scale(samples["scale"])
     figures["month_vs_static"] = round(samples["month"]["nd_vs_static"], 3)
     configuration = {
         "quick": options.quick, **setting, "plan": _plan_of(runs),
@@ -160,18 +166,20 @@ def _lean(run: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Recorded:
-    """Runs by case and arm, when and of which commit each arm was taken, and the simulated month."""
+    """Runs by case and arm, when and of which commit each arm was taken, the simulated month, what decisions
+    cost."""
 
     runs: Runs
     taken: dict[str, str]
     month: dict[str, Any] | None
+    scale: list[dict[str, Any]] | None
 
 
 def _recorded(setting: dict[str, Any]) -> _Recorded:
     """What the record has, if it was taken in this very setting."""
     path = RESULTS / "stragglers.json"
     if not path.exists():
-        return _Recorded({}, {}, None)
+        return _Recorded({}, {}, None, None)
     record = json.loads(path.read_text())
     other = {
         name: record["configuration"][name]
@@ -189,7 +197,9 @@ def _recorded(setting: dict[str, Any]) -> _Recorded:
         for arm in arms
     }
     when |= {name: told for name, told in known.items() if name in when}
-    return _Recorded(runs, when, record["samples"]["month"] if "month" in record["samples"] else None)
+    samples = record["samples"]
+    month, costs = (samples[name] if name in samples else None for name in ("month", "scale"))
+    return _Recorded(runs, when, month, costs)
 
 
 def _joined(earlier: Runs, runs: Runs) -> Runs:
@@ -239,6 +249,15 @@ def figures_of(runs: Runs) -> dict[str, Any]:
     times = [recovery_s(run) for run in slow]
     found["restart_recovery_s"] = round(statistics.median(times), 1) if times else None
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _of_scale(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Milliseconds of a decision, and of the coordinator for a step, by workers."""
+    found = {}
+    for row in rows:
+        for key in ("nd_ms", "dd_ms", "step_ms", "message_us"):
+            found[f"scale_{key}_{row['workers']}"] = row[key]
+    return found
 
 
 def _ratio(runs: Runs, case: str, over: str, under: str) -> float | None:

@@ -248,22 +248,27 @@ class Membership:
 
         State older than `confirmed_step` is of no use: samples that count as done are not in it.
         """
-        waiting = self.named("waiting")
-        if not waiting or self.named("active") or any(self._members[name].doomed for name in waiting):
+        here: list[Member] = []
+        for member in self._members.values():  # once: each of thousands who join asks
+            if member.state == "active" or (member.state == "waiting" and member.doomed):
+                return None
+            if member.state == "waiting":
+                here.append(member)
+        if not here:
             return None
-        usable = [name for name in waiting if self._members[name].step >= max(0, confirmed_step)]
-        first_s = min(self._members[name].since_s for name in waiting)
-        cut = any(self._members[name].held is not None for name in usable)
+        usable = [member for member in here if member.step >= max(0, confirmed_step)]
+        cut = any(member.held is not None for member in usable)
         # Cutting the state anew takes long; a worker that is back soon is worth waiting for.
         wait = cut or not usable
-        if wait and self._awaited(now) and now - first_s < self._config.join_grace_s:
+        grace_s = self._config.join_grace_s
+        if wait and self._awaited(now) and now - min(member.since_s for member in here) < grace_s:
             return None
-        for name in waiting:
-            self._members[name].state = "active"
-            self._members[name].since_s = now
+        for member in here:
+            member.state, member.since_s = "active", now
+        waiting = tuple(sorted(member.name for member in here))
         if cut:
             return self._from_shards(waiting, max(0, confirmed_step))
-        step = max((self._members[name].step for name in usable), default=-1)
+        step = max((member.step for member in usable), default=-1)
         source = next((r for r, n in enumerate(waiting) if step >= 0 and self._members[n].step == step), -1)
         return Formed(waiting, step, source)
 
@@ -305,8 +310,9 @@ class Membership:
     def _awaited(self, now: float) -> bool:
         """Whether more workers will come soon enough to wait for them."""
         soon = now + self._config.join_grace_s
-        return bool(self.named("starting")) or any(
-            member.state == "absent" and member.start_at_s <= soon for member in self._members.values()
+        return any(
+            member.state == "starting" or (member.state == "absent" and member.start_at_s <= soon)
+            for member in self._members.values()
         )
 
     # --- for a coordinator that comes back -----------------------------------------------

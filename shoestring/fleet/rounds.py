@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 
 from shoestring.fleet.messages import Held, Order, Round, Saved, StepReport
@@ -71,6 +72,7 @@ class RoundState:
     began_s: float
     held: tuple[Held | None, ...] = ()
     applied: dict[str, int] = field(default_factory=dict)
+    standing: Counter[int] = field(default_factory=Counter)  # step -> members that have applied it last
     plans: dict[int, StepPlan] = field(default_factory=dict)
     reports: dict[int, dict[str, StepReport]] = field(default_factory=dict)
     ready: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -81,9 +83,12 @@ class RoundState:
     table: Table = field(default_factory=Table)
     guests: dict[str, Guest] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._members = frozenset(self.members)
+
     def has(self, name: str) -> bool:
         """Whether this worker takes part."""
-        return name in self.members or name in self.guests
+        return name in self._members or name in self.guests
 
     def message(self, name: str) -> Round:
         """What the member `name` is told about this round."""
@@ -114,7 +119,14 @@ class RoundState:
 
     def note_applied(self, name: str, step: int, report: StepReport | None) -> None:
         """A member has applied `step`; repeated and late messages change nothing."""
-        self.applied[name] = max(step, self.applied[name] if name in self.applied else -1)
+        before = self.applied[name] if name in self.applied else None
+        if before is None or step > before:
+            self.applied[name] = max(step, -1)
+            self.standing[self.applied[name]] += 1
+            if before is not None:
+                self.standing[before] -= 1
+                if not self.standing[before]:
+                    del self.standing[before]
         if report is not None:
             self.reports.setdefault(step, {}).setdefault(name, report)
 
@@ -124,7 +136,7 @@ class RoundState:
 
     def confirmed(self) -> int:
         """The newest step that every member has applied; -1 before all were heard."""
-        return min(self.applied.values()) if len(self.applied) == len(self.members) else -1
+        return min(self.standing) if len(self.applied) == len(self.members) else -1
 
     def drop_before(self, step: int) -> None:
         """Forget plans and reports of steps that are settled."""

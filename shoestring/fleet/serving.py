@@ -21,7 +21,7 @@ from shoestring.fleet.config import FleetConfig
 from shoestring.fleet.membership import Formed, Membership
 from shoestring.fleet.persisted import Log, Persisted
 from shoestring.fleet.rounds import Guest, RoundState, Saving, StepPlan
-from shoestring.fleet.steering import Leave, Steering
+from shoestring.fleet.steering import Leave, Steering, StepSize
 from shoestring.fleet.stepping import RETRY_S, Stepper
 
 
@@ -182,20 +182,28 @@ class Serving(Stepper):
         batch = pace.batch_at(share, self._config.pace)
         self._steering.steer(now, kept.confirmed + 1, batch, pace.remaining_s(share, kept.elapsed_s))
         parts = self._steering.parts(min(batch, todo) if self._together else batch)
+        whole = self._steering.size_of(parts)
         for name in round_.guests if self._together else (worker,):
-            self._give(now, round_.guests[name], name, parts, share, kept)
+            self._give(now, round_.guests[name], name, parts[name], whole, share, kept)
 
     def _give(
-        self, now: float, guest: Guest, worker: str, parts: dict[str, int], share: float, kept: Persisted
+        self,
+        now: float,
+        guest: Guest,
+        worker: str,
+        part: int,
+        whole: StepSize,
+        share: float,
+        kept: Persisted,
     ) -> None:
-        count = parts[worker] if self._together else max(1, parts[worker])
+        count = part if self._together else max(1, part)
         kept.pushes += 1
         lease = self._ledger.lease(now, worker, count, tag=kept.pushes) if count else None
         if lease is None:
             return
         guest.lease_id, guest.report, guest.given = lease.lease_id, None, False
         guest.samples = sum(stop - start for start, stop in lease.ranges)
-        guest.order = self._steering.order(kept.pushes, worker, tuple(lease.ranges), parts, share)
+        guest.order = self._steering.order(kept.pushes, worker, tuple(lease.ranges), whole, share)
 
     # --- updates -----------------------------------------------------------------------------------
 

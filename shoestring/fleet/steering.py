@@ -29,6 +29,14 @@ class Leave:
     again: bool
 
 
+@dataclass(frozen=True)
+class StepSize:
+    """A step of all members: samples, and the most passes that one of them makes."""
+
+    batch: int
+    passes: int
+
+
 @dataclass
 class _Away:
     """A worker between its old process and the first round of the new one."""
@@ -209,25 +217,29 @@ class Steering:
         total = sum(wanted.values())
         return wanted if total <= todo else split(todo, {name: n / total for name, n in wanted.items()})
 
+    def size_of(self, parts: dict[str, int]) -> StepSize:
+        """What all orders of a step with these parts have in common."""
+        batch = sum(parts.values())
+        size = self._controller.pass_of
+        return StepSize(batch, max(-(-samples // size(name, batch)) for name, samples in parts.items()))
+
     def order(
         self,
         step: int,
         worker: str,
         ranges: tuple[tuple[int, int], ...],
-        parts: dict[str, int],
+        whole: StepSize,
         progress: float,
         window_s: float = 0.0,
     ) -> Order:
         """What a member does in this step."""
-        batch = sum(parts.values())
-        size = self._controller.pass_of
         return Order(
             step,
             ranges,
-            batch,
+            whole.batch,
             progress,
-            micro_batch=size(worker, batch),
-            passes=max(-(-samples // size(name, batch)) for name, samples in parts.items()),
+            micro_batch=self._controller.pass_of(worker, whole.batch),
+            passes=whole.passes,
             lr_factor=self._controller.lr_factor,
             backups=self.backups[0],
             tell=bool(self.backups[0]) or (self._policy not in STATIC and self._step_s >= LONG_S),

@@ -213,11 +213,11 @@ class Stepper:
         parts = self._steering.parts(batch)
         if window_s:
             parts = self._steering.parts_of_window(now, window_s, batch, self._ledger.counts().todo)
-        orders = {}
+        orders, whole = {}, self._steering.size_of(parts)
         for worker in round_.members:
             lease = self._ledger.lease(now, worker, parts[worker], tag=step) if parts[worker] else None
             ranges = tuple(lease.ranges) if lease else ()
-            orders[worker] = self._steering.order(step, worker, ranges, parts, share, window_s)
+            orders[worker] = self._steering.order(step, worker, ranges, whole, share, window_s)
         round_.plans[step] = StepPlan(step, orders, parts, now)
         return round_.plans[step]
 
@@ -243,9 +243,7 @@ class Stepper:
         gave_back = round_.gave_back[step] if step in round_.gave_back else {}
         if plan is not None and step > round_.step:
             self._steering.step_took(step, now - plan.at_s)
-        self._recent.append(
-            (now, {"samples": float(sum(r.samples for r in reports.values())), **counts})
-        )
+        self._recent.append((now, {"samples": float(sum(r.samples for r in reports.values())), **counts}))
         self._log.append(
             "step",
             step=step,
