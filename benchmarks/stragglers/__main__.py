@@ -23,7 +23,7 @@ from benchmarks.stragglers import ddp, scale
 from benchmarks.stragglers.kept import Kept
 from benchmarks.stragglers.places import CASES, FULL, SLOW, WORKERS
 from benchmarks.stragglers.run import ASYNCHRONOUS, BATCH, MICRO_BATCH, control
-from benchmarks.stragglers.simulated import calibrate, draw, month
+from benchmarks.stragglers.simulated import CROWDS, calibrate, crowds, draw, month
 from shoestring.control.balance import Part, balance
 from shoestring.sim.conformance import measure as measure_policy
 
@@ -104,6 +104,7 @@ def main() -> None:
     samples["month"] = None if options.month else earlier.month
     if samples["month"] is None:
         samples["month"] = month(*((100, 0.2) if options.quick else (MANY, DAYS)))
+        samples["month"]["crowds"] = crowds(CROWDS[:1] if options.quick else CROWDS)
         if not options.quick:
             draw(samples["month"], ROOT / "docs" / "month.png")
     samples["scale"] = None if options.scale else earlier.scale
@@ -111,6 +112,8 @@ def main() -> None:
         samples["scale"] = scale.measure(scale.SIZES[:2] if options.quick else scale.SIZES)
         scale.show(samples["scale"])
     figures |= _of_scale(samples["scale"])
+    crowd = samples["month"]["crowds"] if "crowds" in samples["month"] else []
+    figures |= {f"crowd_vs_static_{row['workers']}": round(row["nd_vs_static"], 3) for row in crowd}
     figures["month_vs_static"] = round(samples["month"]["nd_vs_static"], 3)
     configuration = {
         "quick": options.quick, **setting, "plan": _plan_of(runs),

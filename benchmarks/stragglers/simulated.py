@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -16,6 +17,7 @@ from typing import Any
 import altair as alt
 
 from shoestring.control.controller import ControlConfig
+from shoestring.control.decisions import PolicyOptions
 from shoestring.sim.contention import Contention, Machines, Outcome, Simulation, simulate
 
 DAY_S = 86_400.0
@@ -35,6 +37,7 @@ MONTH = Contention(
 )
 """What shared clusters are like: somebody's job disturbs a worker for an hour twice a day, a worker loses its
 place every ten days, one place in fifty is three times slower for good, and places turn so after weeks."""
+CROWDS = (100, 1000, 10_000)
 PACE = {"interval_s": 240.0, "short_window_s": 1200.0, "long_window_s": 4 * 3600.0}
 
 
@@ -87,9 +90,7 @@ def _predict(static: dict[str, Any], batch: int, config: ControlConfig, steps: i
 
 def month(workers: int, days: float, seed: int = 0) -> dict[str, Any]:
     """Goodput under `nd` and under `none`, on the same seed, and what was decided when."""
-    machines = Machines(
-        speeds=(SPEED,) * workers, batch=int(SPEED * STEP_S) * workers, exchange_s=2.0, most=10**9
-    )
+    machines = _machines(workers)
     found: dict[str, Any] = {"workers": workers, "days": days, "contention": asdict(MONTH), "pace": PACE}
     for policy in ("nd", "none"):
         began_s = perf_counter()
@@ -105,6 +106,29 @@ def month(workers: int, days: float, seed: int = 0) -> dict[str, Any]:
         }
     found["nd_vs_static"] = found["nd"]["goodput"] / found["none"]["goodput"]
     return found
+
+
+def crowds(sizes: Sequence[int] = CROWDS, hours: float = 6.0, seed: int = 0) -> list[dict[str, Any]]:
+    """Goodput of some hours of the month under `nd`, `none` and both `nd` and backup workers, by workers."""
+    rows = []
+    for count in sizes:
+        machines = _machines(count)
+        goodput = {}
+        for policy in ("nd", "nd-backup", "none"):
+            options = PolicyOptions(backups=max(1, count // 20))
+            config = ControlConfig(policy=policy, options=options, **PACE)
+            run = simulate(machines, MONTH, config, seed, 3600.0 * hours)
+            goodput[policy] = run.samples_per_s / sum(machines.speeds)
+        rows.append(
+            {"workers": count, "hours": hours, **goodput, "nd_vs_static": goodput["nd"] / goodput["none"]}
+        )
+    return rows
+
+
+def _machines(workers: int) -> Machines:
+    return Machines(
+        speeds=(SPEED,) * workers, batch=int(SPEED * STEP_S) * workers, exchange_s=2.0, most=10**9
+    )
 
 
 def _hourly(run: Outcome) -> list[dict[str, float]]:
