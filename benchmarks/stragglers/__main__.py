@@ -250,7 +250,11 @@ def figures_of(runs: Runs) -> dict[str, Any]:
     found["dd_gap_of_medians"] = _gap(runs, by_step=False)
     slow = runs["turns slow"]["nd"] if "turns slow" in runs else []
     times = [recovery_s(run) for run in slow]
-    found["restart_recovery_s"] = round(statistics.median(times), 1) if times else None
+    recovered = [time_s for time_s in times if math.isfinite(time_s)]
+    if times:
+        found["restart_recovered_runs"] = len(recovered)
+    if len(recovered) > len(times) / 2:
+        found["restart_recovery_s"] = round(statistics.median(times), 1)
     return {key: value for key, value in found.items() if value is not None}
 
 

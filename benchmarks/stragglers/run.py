@@ -17,6 +17,7 @@ from benchmarks.lab import Lab, LabConfig
 from benchmarks.stragglers import ddp, ours
 from benchmarks.stragglers.places import CASES, WORKERS, Script
 from shoestring.control.controller import ControlConfig
+from shoestring.control.decisions import PolicyOptions
 from shoestring.fleet.config import ServersConfig
 from shoestring.fleet.persisted import Persisted
 from shoestring.fleet.rounds import RoundState
@@ -28,6 +29,8 @@ WORDS_BATCH, WORDS_MICRO_BATCH = 64, 4
 """Of the language model, in windows."""
 RESTART_WINDOW_S = 30.0
 """Long window of the case in which a machine turns slow: how soon a new start is asked for."""
+RESTART_COST_S = 5.0
+"""What that is taken to cost before one was measured: the default, 30 s, lets none pay in a run so short."""
 
 
 ASYNCHRONOUS = ("asp", "asp-apart")
@@ -59,6 +62,7 @@ def control(arm: str, case: str) -> ControlConfig:
         changed["interval_s"] = 0.0  # from the first step on
     if case == "turns slow":
         changed["long_window_s"] = RESTART_WINDOW_S
+        changed["options"] = PolicyOptions(restart_cost_s=RESTART_COST_S)
     return ControlConfig(**changed)
 
 
