@@ -19,6 +19,9 @@ CHANGE, SURE = 0.25, 4.0
 JUMP, CERTAIN, LEAST_SCATTER = 0.5, 8.0, 0.05
 """A change that a single report shows: of the time per sample; in standard deviations, and the least that one
 is taken for."""
+ASSUMED = 0.12
+"""Scatter, as a part, while too few reports were seen to tell it: in bursts there never are enough between two
+changes. A report alone then has to differ by a factor of 2.6."""
 ENOUGH = 10
 """Reports that tell by themselves how much they scatter."""
 FEWEST = 3
@@ -135,9 +138,7 @@ class Window:
         """Forget what was before a change, but for how much reports scatter: two do not tell that. Whether
         one report was enough to be sure."""
         count = len(self._seen)
-        # One report tells only against a scatter that is known from many.
-        before = 1 if self._known else ENOUGH
-        if count > before and self._change_in(1, JUMP, CERTAIN, LEAST_SCATTER):
+        if count > 1 and self._change_in(1, JUMP, CERTAIN, LEAST_SCATTER):
             return True
         if count >= RECENT + EARLIER:
             self._change_in(RECENT, CHANGE, SURE, 0.0)
@@ -152,8 +153,11 @@ class Window:
             return False
         squares = (self._rate2 - sum(rate * rate for rate in rates)) / earlier
         scatter = math.sqrt(max(0.0, squares - mean * mean))
+        known = self._known
+        if recent == 1 and earlier < ENOUGH:
+            known = known or ASSUMED
         if recent == 1 or earlier < ENOUGH:
-            scatter = max(scatter, self._known * mean)
+            scatter = max(scatter, known * mean)
         gap = mean * abs(math.log(sum(rates) / recent / mean))  # times scatter in ratios, not in differences
         one_side = min(rates) > (1.0 + change) * mean or max(rates) < mean / (1.0 + change)
         if not (one_side and gap > sure * max(scatter, least_scatter * mean) / math.sqrt(recent)):

@@ -130,11 +130,21 @@ def test_one_report_that_leaves_no_doubt_is_a_change_of_speed() -> None:
     assert monitor.view(12.0, ("w0",))["w0"].short.samples_per_s == pytest.approx(10.0)
 
 
-def test_a_new_workers_first_reports_leave_doubt() -> None:
+@pytest.mark.parametrize(("took_s", "sure"), [(2.5, False), (4.0, True)])
+def test_few_reports_leave_doubt_but_for_what_is_plain(took_s: float, sure: bool) -> None:
     monitor = Monitor(100.0, 100.0)
-    for at_s in range(5):
-        monitor.observe(float(at_s), "w0", 10, 1.0)
-    assert not monitor.observe(5.0, "w0", 10, 4.0)
+    monitor.observe(0.0, "w0", 10, 1.0)
+    assert monitor.observe(1.0, "w0", 10, took_s) == sure
+
+
+def test_bursts_that_come_before_a_scatter_is_known_are_each_seen_at_once() -> None:
+    monitor = Monitor(100.0, 100.0)
+    at_s, seen = 0.0, []
+    for burst in range(4):
+        for turn in range(3):
+            at_s += 1.0
+            seen.append(monitor.observe(at_s, "w0", 10, (4.0 if burst % 2 else 1.0) + 0.02 * turn))
+    assert [turn for turn, sure in enumerate(seen) if sure] == [3, 6, 9]
 
 
 def test_noise_is_no_change_of_speed() -> None:
