@@ -20,8 +20,8 @@ JUMP, CERTAIN, LEAST_SCATTER = 0.5, 8.0, 0.05
 """A change that a single report shows: of the time per sample; in standard deviations, and the least that one
 is taken for."""
 ASSUMED = 0.12
-"""Scatter, as a part, while too few reports were seen to tell it: in bursts there never are enough between two
-changes. A report alone then has to differ by a factor of 2.6."""
+"""Scatter, as a part, while too few reports were seen to tell it: in bursts there never are enough between
+two changes. A report alone then has to differ by a factor of 2.6."""
 ENOUGH = 10
 """Reports that tell by themselves how much they scatter."""
 FEWEST = 3
