@@ -49,6 +49,8 @@ MANY, DAYS = 1000, 30.0
 """Workers and days of the simulated month."""
 TARGET_LOSS = 0.5
 """Nats, of the training loss: a fifth of what it is at first."""
+TOLD = 4
+"""Decisions of a run that are kept, of the first ones; the record says how many there were."""
 LATE = 0.5
 """Part of the steps at the end, over which a settled split is judged."""
 TIMEOUT_S = 500.0
@@ -162,6 +164,9 @@ def _lean(run: dict[str, Any]) -> dict[str, Any]:
             name: [round(step[name][what], digits or None) if name in step else None for step in steps]
             for name in names
         }
+    decisions = run["decisions"] if "decisions" in run else []
+    if len(decisions) > TOLD:
+        run["decisions"], run["decisions_in_all"] = decisions[:TOLD], len(decisions)
     for series in ("step_s", "ends_s", "losses"):
         run[series] = [round(value, 5) for value in run[series]] if series in run else []
     return run
