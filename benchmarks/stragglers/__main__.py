@@ -103,6 +103,7 @@ def main() -> None:
     if (error := samples["calibration"]["error_median"]) is not None:
         figures["simulation_error_median"] = round(error, 4)
     samples["taken"] = taken
+    figures["arms_taken_apart"] = _apart(taken)
     samples["month"] = None if options.month else earlier.month
     if samples["month"] is None:
         samples["month"] = month(*((100, 0.2) if options.quick else (MANY, DAYS)))
@@ -255,12 +256,17 @@ def figures_of(runs: Runs) -> dict[str, Any]:
     found["dd_gap_of_medians"] = _gap(runs, by_step=False)
     slow = runs["turns slow"]["nd"] if "turns slow" in runs else []
     times = [recovery_s(run) for run in slow]
-    recovered = [time_s for time_s in times if math.isfinite(time_s)]
     if times:
-        found["restart_recovered_runs"] = len(recovered)
-    if len(recovered) > len(times) / 2:
-        found["restart_recovery_s"] = round(statistics.median(times), 1)
+        found["restart_recovered_runs"] = sum(map(math.isfinite, times))
+        middle_s = statistics.median(times)
+        found["restart_recovery_s"] = round(middle_s, 1) if math.isfinite(middle_s) else None
     return {key: value for key, value in found.items() if value is not None}
+
+
+def _apart(taken: dict[str, str]) -> list[str]:
+    """Arms that did not alternate with their case's `none`: they are of another commit or day than it."""
+    bases = {name: f"{name.rpartition(', ')[0]}, none" for name in taken}
+    return sorted(name for name, base in bases.items() if base in taken and taken[base] != taken[name])
 
 
 def _of_scale(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -349,7 +355,7 @@ def _gap(runs: Runs, by_step: bool) -> float | None:
 
 def recovery_s(run: dict[str, Any]) -> float:
     """Seconds from the time at which the machine turned slow to the first of ten steps that, as their median,
-    take no more than 10/9 of those before; nan: never."""
+    take no more than 10/9 of those before; inf: never."""
     since_s = CASES["turns slow"].turns_slow_s
     before = [s for s, end_s in zip(run["step_s"], run["ends_s"], strict=True) if end_s < since_s]
     full_s = statistics.median(before[len(before) // 2 :])
@@ -357,7 +363,7 @@ def recovery_s(run: dict[str, Any]) -> float:
     for place in range(hit, len(run["step_s"]) - 10):
         if statistics.median(run["step_s"][place : place + 10]) <= full_s / 0.9:
             return float(run["ends_s"][place] - since_s)
-    return math.nan
+    return math.inf
 
 
 def _show(runs: Runs) -> None:

@@ -146,7 +146,7 @@ class _Fleet:
             took_s = STEP_S * samples / SAMPLES * math.exp(self._rng.gauss(0.0, 0.05))
             self._done[name] = m.StepReport(samples, took_s, 0.01, metrics={"loss": 1.0})
             if order.tell:
-                told.append(m.Ready(name, 1, 1, step, samples, took_s, 2))
+                told.append(m.Ready(name, 1, 1, step, self._done[name]))
         self._said(told)
 
     def _said(self, requests: Sequence[m.Request]) -> list[m.Reply]:

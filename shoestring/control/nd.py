@@ -108,11 +108,11 @@ def _floored(shares: dict[str, float], floor: float) -> dict[str, float]:
 def _restart(now: float, state: ControlState, options: PolicyOptions) -> Decision | None:
     """A new start for the slowest of those that are slow for good, where it pays for each of them."""
     slow = {name: ratio for name, ratio in _slowness(state, options).items() if ratio > options.slow_factor}
+    if not slow:
+        return None
     speeds = {w: v.long.samples_per_s for w, v in state.workers.items()}
     total = sum(speeds.values())
-    usual = (
-        statistics.median(v for w, v in speeds.items() if w not in slow) if len(slow) < len(speeds) else 0.0
-    )
+    usual = statistics.median(v for w, v in speeds.items() if w not in slow)  # not all are slower than most
     cost_s = state.restart_s or options.restart_cost_s
 
     def ratio(*names: str) -> float:

@@ -77,13 +77,7 @@ def nd_backup(now: float, state: ControlState, options: PolicyOptions) -> Decisi
 
 POLICIES: Mapping[str, Policy] = MappingProxyType(
     {
-        "nd": nd,
-        "dd": dd,
-        "none": none,
-        "fixed": fixed,
-        "lb-bsp": lb_bsp,
-        "restart": restart,
-        BACKUP: backup,
-        ND_BACKUP: nd_backup,
+        "nd": nd, "dd": dd, "none": none, "fixed": fixed, "lb-bsp": lb_bsp, "restart": restart,
+        BACKUP: backup, ND_BACKUP: nd_backup,
     }
 )

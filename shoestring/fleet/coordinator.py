@@ -170,9 +170,7 @@ class Coordinator(Overseer):
             return m.Dismissed("this state belongs to a past that the fleet has left")
         self._members.heard(now, request.worker, "next", 0.0)
         self._members.advanced(request.worker, request.step)
-        told = round_.was_ready(request.worker, request.step)
-        told = told or request.step in self._seen_reports(round_, request.worker)
-        if request.report is not None and not told:
+        if request.report is not None and not round_.has_told(request.worker, request.step):
             self._steering.observe(now, request.worker, request.report)
         round_.note_applied(request.worker, request.step, request.report)
         self._confirm(now, round_)
@@ -185,9 +183,6 @@ class Coordinator(Overseer):
         if isinstance(reply, m.Regroup):
             self._break_round(now, reply.reason)
         return reply
-
-    def _seen_reports(self, round_: RoundState, worker: str) -> set[int]:
-        return {step for step, reports in round_.reports.items() if worker in reports}
 
     def _failed(self, now: float, round_: RoundState, request: m.Failed) -> m.Reply:
         self._stepper.fail_samples(now, request)
@@ -202,8 +197,7 @@ class Coordinator(Overseer):
 
     def _ready(self, now: float, round_: RoundState, request: m.Ready) -> m.Reply:
         if latecomers.note_ready(now, round_, request.worker, request.step):
-            done = m.StepReport(request.samples, request.compute_s, 0.0, passes=request.passes)
-            self._steering.observe(now, request.worker, done)
+            self._steering.observe(now, request.worker, request.report)
         return m.Ack()
 
     def _lagging(self, now: float, round_: RoundState, request: m.Lagging) -> m.Reply:

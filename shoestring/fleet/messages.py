@@ -103,17 +103,15 @@ class Ready(Message, frozen=True):
     """A worker has computed its part of `step`, or as much as it was waited for, and goes into the exchange;
     sent where an order has `tell`.
 
-    `samples`, `passes`, `compute_s`: of its own work, as a StepReport has them. Whoever plans the next step
-    knows all members' speeds in this one, as nobody is through with it before all have said so.
+    `report`: of its own work, as far as it is known then. Whoever plans the next step knows all members'
+    speeds in this one, as nobody is through with it before all have said so.
     """
 
     worker: str
     incarnation: int
     round_id: int
     step: int
-    samples: int = 0
-    compute_s: float = 0.0
-    passes: int = 1
+    report: StepReport
 
 
 class Lagging(Message, frozen=True):
@@ -304,9 +302,9 @@ class Order(Message, frozen=True):
     of the run that is over, in [0, 1]; `micro_batch`: samples of one pass of this worker (0: all); `passes`:
     the most that a member makes, so that all can make the same number where passes have collectives in
     them; `lr_factor`: on the schedule's learning rate; `backups`: so many members need not be waited for;
-    `tell`: say Ready before the exchange;
-    `window_s`: after so long the rest is to be given back (0: never). All of it holds for this step alone, so
-    whoever comes later misses nothing. Where servers hold the parameters, `step` is the number of the
+    `tell`: members of a round say Ready before the exchange; `window_s`: after so long the rest is to be
+    given back (0: never). All of it holds for this step alone, so whoever comes later misses nothing.
+    Where servers hold the parameters, `step` is the number of the
     worker's push, and the servers have to be told of `updates` before parameters are read.
     """
 

@@ -134,6 +134,10 @@ class RoundState:
         """Whether a member has said that its part of a step is computed."""
         return step in self.ready and name in self.ready[step]
 
+    def has_told(self, name: str, step: int) -> bool:
+        """Whether a member has told its work of a step, before the exchange or after it."""
+        return self.was_ready(name, step) or (step in self.reports and name in self.reports[step])
+
     def confirmed(self) -> int:
         """The newest step that every member has applied; -1 before all were heard."""
         return min(self.standing) if len(self.applied) == len(self.members) else -1

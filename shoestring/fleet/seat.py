@@ -184,14 +184,13 @@ class Seat(BaseSeat):
         request = m.OutOfMemory(self.name, self.incarnation, round_id, step, samples, error)
         _expect(self._poll(request), m.Ack)
 
-    def ready(self, round_id: int, step: int, samples: int, compute_s: float, passes: int) -> None:
-        """This worker's part of the step is computed: so many samples, in so many seconds of its own work.
+    def ready(self, round_id: int, step: int, report: m.StepReport) -> None:
+        """This worker's part of the step is computed; `report` is of its own work.
 
         Raises:
             RoundOver: as above.
         """
-        request = m.Ready(self.name, self.incarnation, round_id, step, samples, compute_s, passes)
-        _expect(self._poll(request), m.Ack)
+        _expect(self._poll(m.Ready(self.name, self.incarnation, round_id, step, report)), m.Ack)
 
     def give_back(self, round_id: int, step: int, ranges: tuple[tuple[int, int], ...]) -> None:
         """These positions of the step were not used, and will not be; on return the ledger knows.

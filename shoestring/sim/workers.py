@@ -323,12 +323,12 @@ class Worker:
         self._report_failures(order, positions, lambda good: self._through(order, good, computing.took_s))
 
     def _through(self, order: m.Order, good: list[int], took_s: float, begun: int = 0) -> None:
+        report = m.StepReport(len(good), took_s, 0.001, metrics={"loss": 1.0 / order.step}, begun=begun)
         if not order.tell:
-            self._contribute(order, good, took_s, begun)
+            self._contribute(order, good, report)
             return
-        samples = max(len(good), begun)
-        request = m.Ready(self.name, self.incarnation, self._here().round_id, order.step, samples, took_s)
-        self._tell(request, lambda: self._contribute(order, good, took_s, begun))
+        request = m.Ready(self.name, self.incarnation, self._here().round_id, order.step, report)
+        self._tell(request, lambda: self._contribute(order, good, report))
 
     def _report_failures(
         self, order: m.Order, positions: list[int], go_on: Callable[[list[int]], None]
@@ -346,9 +346,8 @@ class Worker:
         """Go on once the coordinator has heard it."""
         self._line.call(request, lambda reply: go_on() if isinstance(reply, m.Ack) else self._on_other(reply))
 
-    def _contribute(self, order: m.Order, used: list[int], took_s: float, begun: int = 0) -> None:
+    def _contribute(self, order: m.Order, used: list[int], report: m.StepReport) -> None:
         self._enter("exchange")
-        report = m.StepReport(len(used), took_s, 0.001, metrics={"loss": 1.0 / order.step}, begun=begun)
         self._exchange(f"step {order.step}", used, lambda parts: self._update(order, parts, report))
 
     def _update(self, order: m.Order, parts: dict[str, list[int]], report: m.StepReport) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -95,8 +96,9 @@ class LocalSteps:
                 self._seat.failed(round_.round_id, order.step, tuple(part.failures.items()))
             if left := part.after(part.begun):
                 self._seat.give_back(round_.round_id, order.step, left)
+            own_work = m.StepReport(samples, watch.seconds(), 0.0, passes=max(1, part.begun))
             if order.tell:
-                self._seat.ready(round_.round_id, order.step, samples, watch.seconds(), max(1, part.begun))
+                self._seat.ready(round_.round_id, order.step, own_work)
             began_s = self._clock.now()
             with self._seat.phase("exchange"):
                 shown = self._synchronise(group, order, total, local_steps, samples)
@@ -104,10 +106,9 @@ class LocalSteps:
         except BaseException:
             self._back_to_anchor()
             raise
-        return m.StepReport(
-            samples=samples, compute_s=watch.seconds(), exchange_s=exchange_s,
-            metrics=shown | {"learning_rate": self._rate},
-            counts=total.counts(), passes=max(1, part.begun),
+        return msgspec.structs.replace(
+            own_work, exchange_s=exchange_s, metrics=shown | {"learning_rate": self._rate},
+            counts=total.counts(),
         )  # fmt: skip
 
     # --- local -------------------------------------------------------------------------------

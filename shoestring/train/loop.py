@@ -65,11 +65,6 @@ class Done:
     size: int = 0
     begun: int = 0
 
-    @property
-    def counted(self) -> int:
-        """Samples that its time tells of: whoever was stopped is at most as quick as what it had begun."""
-        return max(self.samples, self.begun)
-
 
 class Trainer:
     """One worker's side of a training run.
@@ -165,9 +160,9 @@ class Trainer:
         watch.stop()
         waited_s = self._alignment.waited_s - waited_s
         if order.tell:
-            # The update belongs to a step's work, and is still to come: the last one's.
+            # The update belongs to a step's work, and is still to come: it will take as long as the last one.
             own_s = watch.seconds() - waited_s + self._update_s
-            self._seat.ready(round_.round_id, order.step, done.counted, own_s, max(1, done.passes))
+            self._seat.ready(round_.round_id, order.step, _own_work(done, own_s))
         computed_s = self._clock.now()
         with self._seat.phase("exchange"):
             sums.exchange(group, self._state.sharded)
@@ -175,16 +170,12 @@ class Trainer:
         with self._seat.phase("update"):
             shown = self._update(group, sums, order)
         self._update_s = self._clock.now() - exchanged_s
-        own_s = watch.seconds() - waited_s + self._update_s
-        return m.StepReport(
-            samples=done.samples,
-            compute_s=own_s,
+        return msgspec.structs.replace(
+            _own_work(done, watch.seconds() - waited_s + self._update_s),
             exchange_s=exchanged_s - computed_s + waited_s,
             memory_bytes=_memory_bytes(self._device),
             metrics=shown,
             counts=sums.counts(),
-            passes=max(1, done.passes),
-            begun=done.begun,
         )
 
     def _stretch(self, group: Group, round_: m.Round, order: m.Order) -> m.StepReport:
@@ -354,6 +345,10 @@ class Trainer:
         with self._seat.phase("save"):
             files, error = write_part(self._alignment.own_tensors(group.rank), order.directory, group.rank)
         self._seat.saved(round_.round_id, order.step, files, error)
+
+
+def _own_work(done: Done, compute_s: float) -> m.StepReport:
+    return m.StepReport(done.samples, compute_s, 0.0, passes=max(1, done.passes), begun=done.begun)
 
 
 def _share_gpus(members: Sequence[str]) -> bool:

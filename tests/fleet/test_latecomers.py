@@ -76,7 +76,7 @@ def test_samples_that_were_given_back_are_leased_again_and_only_they(tmp_path: P
     rig = backed(tmp_path)
     first, second = rig.next("w0", 0), rig.next("w1", 0)
     assert isinstance(second, m.Order) and second.backups == 1
-    assert rig.send(m.Ready("w0", 1, 1, 1)) == m.Ack()
+    assert rig.send(m.Ready("w0", 1, 1, 1, m.StepReport(4, 0.5, 0.0))) == m.Ack()
     told = rig.send(m.Lagging("w1", 1, 1, 1))
     assert isinstance(told, m.Verdict) and told.late
     kept, *rest = positions(second)
@@ -131,7 +131,8 @@ def take(rig: Rig, step: int, seconds: dict[str, float]) -> dict[str, m.Order]:
     for name, order in orders.items():
         if order.tell:
             count = len(positions(order))
-            assert rig.send(m.Ready(name, 1, 1, step, count, seconds[name] * count / 4)) == m.Ack()
+            report = m.StepReport(count, seconds[name] * count / 4, 0.0)
+            assert rig.send(m.Ready(name, 1, 1, step, report)) == m.Ack()
     return orders
 
 

@@ -34,12 +34,12 @@ def seat(clock: FakeClock, silent_s: float) -> Seat:
 
 def test_a_coordinator_that_is_taken_for_hung_and_replaced_is_waited_for() -> None:
     clock = FakeClock()
-    seat(clock, silent_s=400.0).ready(1, 1, 8, 0.5, 1)
+    seat(clock, silent_s=400.0).ready(1, 1, m.StepReport(8, 0.5, 0.0))
     assert 400.0 <= clock.now() < 401.0
 
 
 def test_one_that_never_comes_back_ends_the_worker_with_advice() -> None:
     clock = FakeClock()
     with pytest.raises(FleetError, match="cannot reach the coordinator"):
-        seat(clock, silent_s=1e9).ready(1, 1, 8, 0.5, 1)
+        seat(clock, silent_s=1e9).ready(1, 1, m.StepReport(8, 0.5, 0.0))
     assert 420.0 <= clock.now() < 421.0
